@@ -31,7 +31,7 @@ def Kvp_Dialect : Dialect {
 
 def Kvp_Axis : AttrDef<Kvp_Dialect, "Axis"> {
   let mnemonic = "axis";
-  let summary = "a named axis: `token@1`, `query:64`, `channel`";
+  let summary = "a named axis: `token/1`, `query:64`, `channel`";
   let description = [{
     `extent` is the static extent, -1 where it is known only when the press is called. A `query` axis
     of extent w made by `last(w)` has min(w, length) entries at run time. `state` counts the
@@ -52,8 +52,8 @@ class Kvp_Type<string name, string typeMnemonic> : TypeDef<Kvp_Dialect, name> {
   let mnemonic = typeMnemonic;
 }
 
-def Kvp_TensorType : Kvp_Type<"Tensor", "tensor"> {
-  let summary = "values over named axes: `!kvp.tensor<[head, token@1], f32>`";
+def Kvp_TensorType : Kvp_Type<"NamedTensor", "tensor"> {
+  let summary = "values over named axes: `!kvp.tensor<[head, token/1], f32>`";
   let description = [{
     Elements are i1, i64 or f32. Axis order carries no meaning for the program; ops list axes in the
     order of first appearance. No two axes have one name.
@@ -66,11 +66,11 @@ def Kvp_TensorType : Kvp_Type<"Tensor", "tensor"> {
     AxisAttr getAxis(::llvm::StringRef name) const;
     bool hasAxis(::llvm::StringRef name) const { return bool(getAxis(name)); }
     /// The same axes with another element type.
-    TensorType withElement(::mlir::Type element) const {
+    NamedTensorType withElement(::mlir::Type element) const {
       return get(getContext(), getAxes(), element);
     }
     /// The axes without those called `names`.
-    TensorType without(::llvm::ArrayRef<::llvm::StringRef> names) const;
+    NamedTensorType without(::llvm::ArrayRef<::llvm::StringRef> names) const;
   }];
 }
 
@@ -86,12 +86,12 @@ def Kvp_BudgetType : Kvp_Type<"Budget", "budget"> {
 
 def Kvp_Host : AnyTypeOf<[I64, F64, I1], "host scalar (i64, f64 or i1)">;
 def Kvp_Value : AnyTypeOf<[Kvp_TensorType, I64, F64, I1], "tensor or host scalar">;
-def Kvp_BoolTensor : Type<And<[CPred<"::llvm::isa<::kvpc::kvp::TensorType>($_self)">,
-    CPred<"::llvm::cast<::kvpc::kvp::TensorType>($_self).getElementType().isInteger(1)">]>,
-    "tensor of i1">;
-def Kvp_FloatTensor : Type<And<[CPred<"::llvm::isa<::kvpc::kvp::TensorType>($_self)">,
-    CPred<"::llvm::cast<::kvpc::kvp::TensorType>($_self).getElementType().isF32()">]>,
-    "tensor of f32">;
+def Kvp_BoolTensor : Type<And<[CPred<"::llvm::isa<::kvpc::kvp::NamedTensorType>($_self)">,
+    CPred<"::llvm::cast<::kvpc::kvp::NamedTensorType>($_self).getElementType().isInteger(1)">]>,
+    "tensor of i1", "::kvpc::kvp::NamedTensorType">;
+def Kvp_FloatTensor : Type<And<[CPred<"::llvm::isa<::kvpc::kvp::NamedTensorType>($_self)">,
+    CPred<"::llvm::cast<::kvpc::kvp::NamedTensorType>($_self).getElementType().isF32()">]>,
+    "tensor of f32", "::kvpc::kvp::NamedTensorType">;
 
 class Kvp_Enum<string name, string text, list<string> cases> : I32EnumAttr<name, text,
     !foreach(i, !range(!size(cases)), I32EnumAttrCase<!cond(
@@ -182,7 +182,7 @@ def Kvp_RequireOp : Kvp_Op<"require"> {
 // Host values and inputs
 //===------------------------------------------------------------------------------------------===//
 
-def Kvp_DimOp : Kvp_Pure<"dim"> {
+def Kvp_DimOp : Kvp_Op<"dim", [Pure]> {
   let summary = "a dimension: length and channels of this cache state; seen, layer, layers, heads, groups";
   let description = [{
     `length` is the number of entries of this state (per head equal; upper bound while planning where
@@ -193,35 +193,36 @@ def Kvp_DimOp : Kvp_Pure<"dim"> {
   let assemblyFormat = "$dim $cache attr-dict `:` type($cache)";
 }
 
-def Kvp_ExtentOp : Kvp_Pure<"extent"> {
+def Kvp_ExtentOp : Kvp_Op<"extent", [Pure]> {
   let summary = "the extent of an axis of a tensor";
   let arguments = (ins Kvp_TensorType:$like, StrAttr:$axis);
   let results = (outs I64:$result);
   let assemblyFormat = "$axis `of` $like attr-dict `:` type($like)";
+  let hasVerifier = 1;
 }
 
-def Kvp_BudgetOp : Kvp_Pure<"budget"> {
+def Kvp_BudgetOp : Kvp_Op<"budget", [Pure]> {
   let summary = "`drop(f)` of an f64 or `keep(n)` of an i64";
   let arguments = (ins AnyTypeOf<[I64, F64]>:$amount);
   let results = (outs Kvp_BudgetType:$result);
   let assemblyFormat = "$amount attr-dict `:` type($amount)";
 }
 
-def Kvp_BudgetOfOp : Kvp_Pure<"budget_of"> {
+def Kvp_BudgetOfOp : Kvp_Op<"budget_of", [Pure]> {
   let summary = "entries kept of n: min(keep, n) or int(n (1 - drop)), clamped to 1..n";
   let arguments = (ins Kvp_BudgetType:$budget, I64:$n);
   let results = (outs I64:$result);
   let assemblyFormat = "$budget `of` $n attr-dict";
 }
 
-def Kvp_BudgetShareOp : Kvp_Pure<"budget_share"> {
+def Kvp_BudgetShareOp : Kvp_Op<"budget_share", [Pure]> {
   let summary = "the float before rounding: n (1 - drop), or what keep says";
   let arguments = (ins Kvp_BudgetType:$budget, I64:$n);
   let results = (outs F64:$result);
   let assemblyFormat = "$budget `of` $n attr-dict";
 }
 
-def Kvp_BudgetIsDropOp : Kvp_Pure<"budget_is_drop"> {
+def Kvp_BudgetIsDropOp : Kvp_Op<"budget_is_drop", [Pure]> {
   let summary = "whether the budget is a drop(fraction)";
   let arguments = (ins Kvp_BudgetType:$budget);
   let results = (outs I1:$result);
@@ -260,7 +261,7 @@ def Kvp_CausalOp : Kvp_Pure<"causal"> {
   let assemblyFormat = "(`last` $last^)? `of` $cache attr-dict `:` type($cache) `->` type($result)";
 }
 
-def Kvp_ScaleOp : Kvp_Pure<"scale"> {
+def Kvp_ScaleOp : Kvp_Op<"scale", [Pure]> {
   let summary = "the model's scale of attention logits";
   let results = (outs F64:$result);
   let assemblyFormat = "attr-dict";
