@@ -1,0 +1,1 @@
+# Components: compiler, runtime, torch.

@@ -1,0 +1,99 @@
+# The functions with which folders declare their targets.
+#
+#   kvpc_library(Name a.cpp ... [DEPENDS TableGenTarget ...] [LINK library ...])
+#       static library of the compiler and alias kvpc::Name; links are public
+#   kvpc_tool(name a.cpp ... [DEPENDS ...] [LINK ...])
+#       executable in ${build}/bin
+#   kvpc_unittest(name a.cpp ... [RUNTIME] [DEPENDS ...] [LINK ...])
+#       GoogleTest program in ${build}/test/unit, run by scripts/test and ctest.
+#       RUNTIME: no LLVM, and exceptions and RTTI as in runtime/
+#   kvpc_warnings(target)
+#       the project's warnings, for targets made by hand (runtime/)
+#   kvpc_find_torch()
+#       find_package(Torch) without the variables that it overwrites
+
+function(kvpc_warnings target)
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Wno-unused-parameter)
+  if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
+    target_compile_options(${target} PRIVATE -Wimplicit-fallthrough -Wsuggest-override
+                           -Wno-missing-field-initializers)
+  endif()
+endfunction()
+
+function(kvpc_compile_options target)
+  kvpc_warnings(${target})
+  if(CMAKE_CXX_COMPILER_ID MATCHES Clang AND KVPC_PCH)
+    # No time stamp: the header is the same file for ccache when it is made again.
+    target_compile_options(${target} PRIVATE -fpch-instantiate-templates
+                           "SHELL:-Xclang -fno-pch-timestamp")
+  endif()
+endfunction()
+
+# What libraries, tools and tests of the compiler have in common.
+macro(kvpc_compiler_target target)
+  target_link_libraries(${target} PUBLIC ${ARG_LINK} ${KVPC_LLVM_LIBRARIES})
+  if(KVPC_PCH)
+    target_precompile_headers(${target} REUSE_FROM KvpcPch)
+  endif()
+  kvpc_compile_options(${target})
+  if(ARG_DEPENDS)
+    add_dependencies(${target} ${ARG_DEPENDS})
+  endif()
+endmacro()
+
+function(kvpc_library name)
+  cmake_parse_arguments(ARG "" "" "DEPENDS;LINK" ${ARGN})
+  add_library(${name} STATIC ${ARG_UNPARSED_ARGUMENTS})
+  add_library(kvpc::${name} ALIAS ${name})
+  kvpc_compiler_target(${name})
+endfunction()
+
+function(kvpc_tool name)
+  cmake_parse_arguments(ARG "" "" "DEPENDS;LINK" ${ARGN})
+  add_executable(${name} ${ARG_UNPARSED_ARGUMENTS})
+  kvpc_compiler_target(${name})
+  set_property(GLOBAL APPEND PROPERTY KVPC_TOOLS ${name})
+endfunction()
+
+function(kvpc_unittest name)
+  cmake_parse_arguments(ARG "RUNTIME" "" "DEPENDS;LINK" ${ARGN})
+  find_package(GTest REQUIRED)
+  add_executable(${name} ${ARG_UNPARSED_ARGUMENTS})
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/test/unit)
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR})
+  target_compile_definitions(${name} PRIVATE KVPC_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
+                             KVPC_BINARY_DIR="${PROJECT_BINARY_DIR}")
+  target_link_libraries(${name} PRIVATE GTest::gtest GTest::gtest_main)
+  if(ARG_RUNTIME)
+    target_link_libraries(${name} PRIVATE ${ARG_LINK})
+    target_compile_options(${name} PRIVATE -fexceptions -frtti)
+    target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/runtime/core/include)
+    kvpc_warnings(${name})
+    if(ARG_DEPENDS)
+      add_dependencies(${name} ${ARG_DEPENDS})
+    endif()
+  else()
+    kvpc_compiler_target(${name})
+  endif()
+  add_test(NAME ${name} COMMAND ${name})
+  set_property(GLOBAL APPEND PROPERTY KVPC_UNITTESTS ${name})
+endfunction()
+
+# Torch's package rewrites CMAKE_CUDA_ARCHITECTURES and the flags for CUDA.
+macro(kvpc_find_torch)
+  foreach(var CMAKE_CUDA_ARCHITECTURES CMAKE_CUDA_FLAGS CMAKE_CXX_FLAGS)
+    if(DEFINED ${var})
+      set(kvpc_saved_${var} "${${var}}")
+    else()
+      unset(kvpc_saved_${var})
+    endif()
+  endforeach()
+  find_package(Torch REQUIRED CONFIG HINTS ${KVPC_TORCH_CMAKE_DIR})
+  foreach(var CMAKE_CUDA_ARCHITECTURES CMAKE_CUDA_FLAGS CMAKE_CXX_FLAGS)
+    if(DEFINED kvpc_saved_${var})
+      set(${var} "${kvpc_saved_${var}}")
+    else()
+      unset(${var})
+    endif()
+  endforeach()
+endmacro()

@@ -1,0 +1,1 @@
+// Carries the precompiled header; CMake compiles a header only for a target with a source.
