@@ -10,7 +10,7 @@
 #   kvpc_warnings(target)
 #       the project's warnings, for targets made by hand (runtime/)
 #   kvpc_find_torch()
-#       find_package(Torch) without the variables that it overwrites
+#       makes the target kvpc_libtorch
 
 function(kvpc_warnings target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wno-unused-parameter)
@@ -79,21 +79,20 @@ function(kvpc_unittest name)
   set_property(GLOBAL APPEND PROPERTY KVPC_UNITTESTS ${name})
 endfunction()
 
-# Torch's package rewrites CMAKE_CUDA_ARCHITECTURES and the flags for CUDA.
-macro(kvpc_find_torch)
-  foreach(var CMAKE_CUDA_ARCHITECTURES CMAKE_CUDA_FLAGS CMAKE_CXX_FLAGS)
-    if(DEFINED ${var})
-      set(kvpc_saved_${var} "${${var}}")
-    else()
-      unset(kvpc_saved_${var})
-    endif()
+# LibTorch as the target kvpc_libtorch, taken from its folder rather than by find_package(Torch):
+# a CUDA build of Torch would then ask for a CUDA toolkit, and the package overwrites
+# CMAKE_CUDA_ARCHITECTURES. Only the CPU half of the library is linked.
+function(kvpc_find_torch)
+  if(TARGET kvpc_libtorch)
+    return()
+  endif()
+  get_filename_component(root "${KVPC_TORCH_CMAKE_DIR}/../../.." ABSOLUTE)
+  foreach(lib c10 torch_cpu)
+    find_library(KVPC_LIB_${lib} ${lib} PATHS ${root}/lib NO_DEFAULT_PATH REQUIRED)
   endforeach()
-  find_package(Torch REQUIRED CONFIG HINTS ${KVPC_TORCH_CMAKE_DIR})
-  foreach(var CMAKE_CUDA_ARCHITECTURES CMAKE_CUDA_FLAGS CMAKE_CXX_FLAGS)
-    if(DEFINED kvpc_saved_${var})
-      set(${var} "${kvpc_saved_${var}}")
-    else()
-      unset(${var})
-    endif()
-  endforeach()
-endmacro()
+  add_library(kvpc_libtorch INTERFACE IMPORTED GLOBAL)
+  target_include_directories(kvpc_libtorch SYSTEM INTERFACE
+                             ${root}/include ${root}/include/torch/csrc/api/include)
+  target_link_libraries(kvpc_libtorch INTERFACE ${KVPC_LIB_torch_cpu} ${KVPC_LIB_c10})
+  set_property(GLOBAL PROPERTY KVPC_TORCH_ROOT ${root})
+endfunction()
