@@ -11,6 +11,7 @@
 include "mlir/IR/AttrTypeBase.td"
 include "mlir/IR/EnumAttr.td"
 include "mlir/IR/OpBase.td"
+include "dialect/IR/EnumBase.td"
 include "mlir/IR/SymbolInterfaces.td"
 include "mlir/Interfaces/InferTypeOpInterface.td"
 include "mlir/Interfaces/SideEffectInterfaces.td"
@@ -93,14 +94,6 @@ def Kvp_FloatTensor : Type<And<[CPred<"::llvm::isa<::kvpc::kvp::NamedTensorType>
     CPred<"::llvm::cast<::kvpc::kvp::NamedTensorType>($_self).getElementType().isF32()">]>,
     "tensor of f32", "::kvpc::kvp::NamedTensorType">;
 
-class Kvp_Enum<string name, string text, list<string> cases> : I32EnumAttr<name, text,
-    !foreach(i, !range(!size(cases)), I32EnumAttrCase<!cond(
-      !eq(cases[i], "and") : "And", !eq(cases[i], "or") : "Or", !eq(cases[i], "not") : "Not",
-      true : !strconcat(!toupper(!substr(cases[i], 0, 1)), !substr(cases[i], 1))),
-      i, cases[i]>)> {
-  let cppNamespace = "::kvpc::kvp";
-  let genSpecializedAttr = 0;
-}
 class Kvp_EnumAttr<EnumAttrInfo info, string mnemonic>
     : EnumAttr<Kvp_Dialect, info, mnemonic> { let assemblyFormat = "$value"; }
 

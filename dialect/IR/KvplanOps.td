@@ -1,0 +1,225 @@
+//===- KvplanOps.td - how often the data is read ----------------------------------------------===//
+//
+// A pipeline is a list of steps: tasks (loops over batch rows and heads) that hold passes (one sweep
+// over the entries each), small steps and whole-row orders; then selections and one compaction.
+// The bodies of steps are kvp operations on tensors with named axes: what stands in a pass is
+// evaluated in that pass, element by element, and only what a `store`, `accumulate`, `contract` or
+// `statistics` names is ever held in memory.
+//
+//===------------------------------------------------------------------------------------------===//
+#ifndef KVPC_DIALECT_IR_KVPLANOPS_TD
+#define KVPC_DIALECT_IR_KVPLANOPS_TD
+
+include "dialect/IR/KvpOps.td"
+include "dialect/IR/KvplanEnums.td"
+
+def Kvplan_Dialect : Dialect {
+  let name = "kvplan";
+  let cppNamespace = "::kvpc::kvplan";
+  let summary = "plans: passes over the cache, buffers between them, one gather at the end";
+  let useDefaultAttributePrinterParser = 1;
+  let useDefaultTypePrinterParser = 1;
+  let dependentDialects = ["::kvpc::kvp::KvpDialect"];
+}
+
+class Kvplan_EnumAttr<EnumAttrInfo info, string mnemonic>
+    : EnumAttr<Kvplan_Dialect, info, mnemonic> { let assemblyFormat = "$value"; }
+
+def Kvplan_ScopeAttr : Kvplan_EnumAttr<Kvplan_Scope, "scope">;
+
+def Kvplan_SpaceAttr : Kvplan_EnumAttr<Kvplan_Space, "space">;
+
+def Kvplan_CombineAttr : Kvplan_EnumAttr<Kvplan_Combine, "combine">;
+
+def Kvplan_OrderAttr : Kvplan_EnumAttr<Kvplan_Order, "order">;
+
+def Kvplan_BufferType : TypeDef<Kvplan_Dialect, "Buffer"> {
+  let mnemonic = "buffer";
+  let summary = "memory between steps: `!kvplan.buffer<[head, token], f32>`, axes outermost first";
+  let parameters = (ins "::kvpc::kvp::NamedTensorType":$tensor);
+  let hasCustomAssemblyFormat = 1;
+}
+
+class Kvplan_Op<string mnemonic, list<Trait> traits = []> : Op<Kvplan_Dialect, mnemonic, traits>;
+
+def Kvplan_PipelineOp : Kvplan_Op<"pipeline", [Symbol, IsolatedFromAbove, SingleBlock, NoTerminator]> {
+  let summary = "the plan of one press";
+  let description = [{
+    Block arguments are those of the press. Host scalars (kvp operations on i64, f64, i1) may stand
+    anywhere; they are evaluated for each batch row where they are used.
+
+    - **C7**: one `kvplan.compact`, the last operation
+    - **C14**: refers to no declaration's name
+  }];
+  let arguments = (ins SymbolNameAttr:$sym_name);
+  let regions = (region SizedRegion<1>:$body);
+  let assemblyFormat = "$sym_name attr-dict-with-keyword $body";
+  let hasVerifier = 1;
+}
+
+def Kvplan_BufferOp : Kvplan_Op<"buffer"> {
+  let summary = "declares memory; extents follow from the axes' upper bounds";
+  let arguments = (ins StrAttr:$name, Kvplan_ScopeAttr:$scope);
+  let results = (outs Kvplan_BufferType:$result);
+  let assemblyFormat = "$name $scope attr-dict `:` type($result)";
+}
+
+def Kvplan_TasksOp : Kvplan_Op<"tasks", [SingleBlock, NoTerminator]> {
+  let summary = "its steps in order, for every batch row (and head)";
+  let description = [{
+    As many tasks are in flight as give every thread work; buffers of scope `task` exist once per task
+    in flight. With `leader = n` the tasks run only on the first of every n layers.
+  }];
+  let arguments = (ins Kvplan_SpaceAttr:$space, OptionalAttr<I64Attr>:$leader);
+  let regions = (region SizedRegion<1>:$body);
+  let assemblyFormat = "$space (`leader` $leader^)? attr-dict-with-keyword $body";
+}
+
+def Kvplan_PassOp : Kvplan_Op<"pass", [SingleBlock, NoTerminator, HasParent<"TasksOp">]> {
+  let summary = "one sweep over the tiles of an axis";
+  let description = [{
+    `over` is the axis (token or part, with its cache state). `tile` entries make a tile, `segment`
+    tiles a segment: the unit of work of one thread and of reductions. Both are counted from the
+    row's first entry; neither depends on threads, neighbours or padding.
+  }];
+  let arguments = (ins Kvp_Axis:$over, I64Attr:$tile, I64Attr:$segment);
+  let regions = (region SizedRegion<1>:$body);
+  let assemblyFormat = "`over` $over `tile` $tile `segment` $segment attr-dict-with-keyword $body";
+}
+
+def Kvplan_SmallOp : Kvplan_Op<"small", [SingleBlock, NoTerminator, HasParent<"TasksOp">]> {
+  let summary = "work on values of bounded extent, once per task";
+  let regions = (region SizedRegion<1>:$body);
+  let assemblyFormat = "attr-dict-with-keyword $body";
+}
+
+def Kvplan_LoadOp : Kvplan_Op<"load", [Pure]> {
+  let summary = "the tensor a buffer holds";
+  let arguments = (ins Kvplan_BufferType:$buffer);
+  let results = (outs Kvp_TensorType:$result);
+  let assemblyFormat = "$buffer attr-dict `:` type($buffer) `->` type($result)";
+  let hasVerifier = 1;
+}
+
+def Kvplan_StoreOp : Kvplan_Op<"store"> {
+  let summary = "evaluates a tensor over the current tile (or whole, in a small step) into a buffer";
+  let arguments = (ins Kvp_TensorType:$value, Kvplan_BufferType:$buffer);
+  let assemblyFormat = "$value `,` $buffer attr-dict `:` type($value) `,` type($buffer)";
+  let hasVerifier = 1;
+}
+
+def Kvplan_AccumulateOp : Kvplan_Op<"accumulate", [HasParent<"PassOp">]> {
+  let summary = "reduces over the pass's axis: in order within a segment, by a tree over segments";
+  let description = [{
+    Complete after the pass (C2). `where` keeps entries out. The buffer has the value's axes without
+    the pass's.
+  }];
+  let arguments = (ins Kvplan_CombineAttr:$kind, Kvp_TensorType:$value,
+                       Optional<Kvp_BoolTensor>:$where, Kvplan_BufferType:$buffer);
+  let assemblyFormat = [{
+    $kind $value (`where` $where^ `:` type($where))? `into` $buffer attr-dict
+    `:` type($value) `,` type($buffer)
+  }];
+  let hasVerifier = 1;
+}
+
+def Kvplan_PackOp : Kvplan_Op<"pack", [HasParent<"SmallOp">]> {
+  let summary = "packs the rows of a contraction into panels, rows on lanes";
+  let arguments = (ins Kvp_FloatTensor:$rows, Kvplan_BufferType:$buffer);
+  let assemblyFormat = "$rows `into` $buffer attr-dict `:` type($rows) `,` type($buffer)";
+}
+
+def Kvplan_ContractOp : Kvplan_Op<"contract", [HasParent<"PassOp">]> {
+  let summary = "the contraction microkernel: keys or values of the tile times packed rows";
+  let description = [{
+    buffer[token, row] = scale * sum over channel of stream[token, channel] * row[row, channel]. The
+    stream is read in place (through the index of survivors, if there is one).
+  }];
+  let arguments = (ins Kvp_FloatTensor:$stream, Kvplan_BufferType:$panels, F64:$scale,
+                       Kvplan_BufferType:$buffer);
+  let assemblyFormat = [{
+    $stream `by` $panels `scale` $scale `into` $buffer attr-dict
+    `:` type($stream) `,` type($panels) `,` type($buffer)
+  }];
+}
+
+def Kvplan_StatisticsOp : Kvplan_Op<"statistics", [HasParent<"PassOp">,
+                                              AllTypesMatch<["maximum", "inverse"]>]> {
+  let summary = "maximum and sum of exp(x - maximum) over the pass's axis, in one sweep";
+  let description = [{
+    `buffer` was stored in this pass. After the pass `maximum` holds m and `inverse` 1 / z, 0 where
+    nothing is admitted.
+  }];
+  let arguments = (ins Kvplan_BufferType:$buffer, Kvplan_BufferType:$maximum,
+                       Kvplan_BufferType:$inverse);
+  let assemblyFormat = "$buffer `into` $maximum `,` $inverse attr-dict `:` type($buffer) `,` type($maximum)";
+}
+
+def Kvplan_WeightOp : Kvplan_Op<"weight", [Pure]> {
+  let summary = "exp(x - m) * (1 / z): softmax from its statistics; 0 where x is -inf";
+  let arguments = (ins Kvp_FloatTensor:$value, Kvp_FloatTensor:$maximum, Kvp_FloatTensor:$inverse);
+  let results = (outs Kvp_FloatTensor:$result);
+  let assemblyFormat = "$value `,` $maximum `,` $inverse attr-dict `:` functional-type(operands, results)";
+}
+
+def Kvplan_OrderOp : Kvplan_Op<"order", [HasParent<"TasksOp">, AttrSizedOperandSegments]> {
+  let summary = "rank, sort or running sum of whole rows along a buffer's last axis";
+  let arguments = (ins Kvplan_OrderAttr:$kind, Kvplan_BufferType:$input,
+                       Optional<Kvplan_BufferType>:$protect, Optional<Kvplan_BufferType>:$where,
+                       Kvplan_BufferType:$result);
+  let assemblyFormat = [{
+    $kind $input (`protect` $protect^ `:` type($protect))? (`where` $where^ `:` type($where))?
+    `into` $result attr-dict `:` type($input) `,` type($result)
+  }];
+}
+
+def Kvplan_SelectOp : Kvplan_Op<"select"> {
+  let summary = "chooses `count` entries of each row of a score";
+  let description = [{
+    The kept entries ascend. The result is the cache restricted to them: later passes read survivors
+    through the index, and nothing moves before the compaction. `leader = n`: layers that are not the
+    first of n take the choice from the host's state.
+  }];
+  let arguments = (ins Kvp_CacheType:$cache, Kvplan_BufferType:$score, I64:$count,
+                       Optional<Kvplan_BufferType>:$protect, OptionalAttr<I64Attr>:$part_size,
+                       OptionalAttr<I64Attr>:$leader);
+  let results = (outs Kvp_CacheType:$result);
+  let assemblyFormat = [{
+    $cache `by` $score `keep` $count (`protect` $protect^ `:` type($protect))?
+    (`part_size` $part_size^)? (`leader` $leader^)? attr-dict
+    `:` type($cache) `,` type($score) `->` type($result)
+  }];
+}
+
+def Kvplan_FilterOp : Kvplan_Op<"filter"> {
+  let summary = "keeps the entries for which a condition holds; counts come from data";
+  let arguments = (ins Kvp_CacheType:$cache, Kvplan_BufferType:$condition,
+                       OptionalAttr<I64Attr>:$leader);
+  let results = (outs Kvp_CacheType:$result);
+  let assemblyFormat = [{
+    $cache `where` $condition (`leader` $leader^)? attr-dict
+    `:` type($cache) `,` type($condition) `->` type($result)
+  }];
+}
+
+def Kvplan_RequireOp : Kvplan_Op<"require"> {
+  let summary = "checked for every row before anything runs";
+  let arguments = (ins I1:$condition, StrAttr:$message);
+  let assemblyFormat = "$condition `,` $message attr-dict";
+}
+
+def Kvplan_ScoresOp : Kvplan_Op<"scores"> {
+  let summary = "what `press.scores` returns; the call ends here if that is all it asks for";
+  let arguments = (ins Kvplan_BufferType:$score, Optional<Kvplan_BufferType>:$protect);
+  let assemblyFormat = [{
+    $score (`protect` $protect^ `:` type($protect))? attr-dict `:` type($score)
+  }];
+}
+
+def Kvplan_CompactOp : Kvplan_Op<"compact"> {
+  let summary = "the one gather of keys and values: tokens and channels together";
+  let arguments = (ins Kvp_CacheType:$cache);
+  let assemblyFormat = "$cache attr-dict `:` type($cache)";
+}
+
+#endif
