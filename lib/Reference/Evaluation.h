@@ -1,0 +1,91 @@
+//===- Evaluation.h - values of one evaluation of a press -------------------------------------===//
+#ifndef KVPC_REFERENCE_EVALUATION_H
+#define KVPC_REFERENCE_EVALUATION_H
+
+#include "lib/Reference/Interpreter.h"
+
+#include "llvm/ADT/DenseMap.h"
+
+namespace kvpc::reference {
+
+/// The cache after some selections: what is left, in the row's numbering.
+struct Cache {
+  Sets tokens;
+  std::optional<Sets> channels;
+
+  /// Entries of the fullest head.
+  int64_t length() const;
+  /// Which entries a head has, over [head, token]; null where all heads have the same number.
+  std::shared_ptr<const Tensor> present() const;
+};
+
+using Shared = std::shared_ptr<const Tensor>;
+using Value = std::variant<int64_t, double, bool, Budget, Shared, std::shared_ptr<const Cache>>;
+
+/// Demand-driven evaluation with memory. Errors are those a host can cause.
+class Evaluation {
+public:
+  Evaluation(kvp::PressOp press, const Row &row, llvm::ArrayRef<Argument> arguments, State *state,
+             const Given &given);
+
+  /// Computes the value and what it needs.
+  llvm::Error demand(mlir::Value value);
+  /// Refuses where a `require` does not hold.
+  llvm::Error checkRequirements();
+
+  // Values that were demanded.
+  const Tensor &tensor(mlir::Value value) const { return *std::get<Shared>(values.at(value)); }
+  const Cache &cache(mlir::Value value) const {
+    return *std::get<std::shared_ptr<const Cache>>(values.at(value));
+  }
+  int64_t integer(mlir::Value value) const { return std::get<int64_t>(values.at(value)); }
+  double number(mlir::Value value) const;
+  /// A tensor, or a host scalar as a tensor without axes.
+  Tensor asTensor(mlir::Value value) const;
+
+private:
+  llvm::Expected<Value> execute(mlir::Operation *op);
+  llvm::Expected<Value> executeHost(mlir::Operation *op);
+  llvm::Expected<Value> hostMap(kvp::MapOp op);
+  // Tensors.cpp
+  llvm::Expected<Value> executeTensor(mlir::Operation *op);
+  llvm::Error checkExtents(mlir::Operation *op) const;
+  Tensor tensorMap(kvp::MapOp op) const;
+
+  // Inputs.cpp
+  llvm::Expected<Tensor> input(kvp::InputOp op);
+  llvm::Expected<Tensor> keysOf(const Cache &cache, bool unrotated);
+  llvm::Expected<Tensor> queriesOf(kvp::InputOp op, const Cache &cache);
+  llvm::Expected<Tensor> originalPositions(const Cache &cache, bool perHead);
+  llvm::Expected<Tensor> causal(kvp::CausalOp op);
+  llvm::Expected<Tensor> uniformOf(kvp::UniformOp op);
+
+  // Selections.cpp
+  llvm::Expected<Value> topk(kvp::TopkOp op);
+  llvm::Expected<Value> mask(kvp::MaskOp op);
+  /// Where the layer follows another: that one's choice, demanding nothing but the cache.
+  llvm::Expected<std::optional<Sets>> followed(mlir::Operation *op, const Cache &cache,
+                                               int64_t entries);
+  Cache narrowed(const Cache &cache, const Sets &chosen, bool channels) const;
+  /// 0 for the first selection of the program.
+  int64_t selectionNumber(mlir::Operation *op) const;
+
+  const Row &row;
+  State *state;
+  const Given &given;
+  kvp::PressOp press;
+  llvm::DenseMap<mlir::Value, Value> values;
+};
+
+/// Whether `op` takes the choice of an earlier layer.
+bool follows(mlir::Operation *op, int64_t layer);
+
+template <typename... Ts>
+llvm::Error failed(const char *format, Ts &&...values) {
+  return llvm::createStringError(llvm::inconvertibleErrorCode(), format,
+                                 std::forward<Ts>(values)...);
+}
+
+} // namespace kvpc::reference
+
+#endif

@@ -1,0 +1,68 @@
+//===- Operations.h - what every kvp operation on tensors computes ----------------------------===//
+//
+// Plain functions, one file per group, free of IR. Numbers are f32, computed in double and rounded
+// once; sums are double throughout. What each means is said in dialect/IR/KvpOps.td.
+//
+//===------------------------------------------------------------------------------------------===//
+#ifndef KVPC_REFERENCE_OPERATIONS_H
+#define KVPC_REFERENCE_OPERATIONS_H
+
+#include "dialect/IR/Kvp.h"
+#include "lib/Reference/Tensor.h"
+
+#include <optional>
+
+namespace kvpc::reference {
+
+// Elementwise.cpp: operands without axes are host scalars already rounded to f32 where they are
+// floats; the result has the union of all axes.
+Tensor map(kvp::Fn fn, llvm::ArrayRef<const Tensor *> operands, Element result);
+
+// Reduce.cpp
+Tensor reduce(kvp::Reduction kind, const Tensor &input, llvm::ArrayRef<llvm::StringRef> over,
+              const Tensor *where);
+Tensor dot(const Tensor &lhs, const Tensor &rhs, llvm::StringRef over);
+
+// Along.cpp
+Tensor softmax(const Tensor &input, llvm::StringRef axis, const Tensor *where);
+Tensor normalize(const Tensor &input, llvm::StringRef axis, const Tensor *where);
+Tensor cumsum(const Tensor &input, llvm::StringRef axis, const Tensor *where);
+Tensor averagePool(const Tensor &input, llvm::StringRef axis, int64_t size, const Tensor *where);
+Tensor maxPool(const Tensor &input, llvm::StringRef axis, int64_t size, const Tensor *where);
+Tensor shift(const Tensor &input, llvm::StringRef axis, int64_t by, double fill);
+
+// Order.cpp
+/// Whether score `a` stands before `b`: higher first, then -inf, then NaN. Equal ones: false.
+bool better(float a, float b);
+Tensor sort(const Tensor &input, llvm::StringRef axis, llvm::StringRef to, const Tensor *where);
+Tensor rank(const Tensor &input, llvm::ArrayRef<llvm::StringRef> over, const Tensor *protect,
+            const Tensor *where);
+/// The `count` (clamped to 1..n) best entries of one row, ascending.
+std::vector<int64_t> selectBest(llvm::ArrayRef<float> scores, llvm::ArrayRef<uint8_t> protect,
+                                int64_t count);
+
+// Axes.cpp
+Tensor rename(const Tensor &input, llvm::StringRef from, llvm::StringRef to);
+/// The part of an axis that is cut, and how.
+struct Cut {
+  int64_t size;
+  std::optional<int64_t> from, to;
+  bool whole = false;
+
+  /// First entry and number of parts on an axis of `extent` entries.
+  std::pair<int64_t, int64_t> parts(int64_t extent) const;
+  /// One past the last entry.
+  int64_t end(int64_t extent) const;
+};
+Tensor partition(const Tensor &input, llvm::StringRef axis, const Cut &cut);
+Tensor join(const Tensor &input, const Tensor &like, llvm::StringRef axis, const Cut &cut,
+            double fill);
+Tensor at(const Tensor &input, llvm::StringRef axis, const Tensor &index);
+
+// Random.cpp
+/// `axes` name head, token and new axes; `positions` are original ones per head and token.
+Tensor uniform(int64_t seed, int64_t layer, Axes axes, const Tensor &positions);
+
+} // namespace kvpc::reference
+
+#endif

@@ -1,0 +1,161 @@
+//===- Tensors.cpp - operations of the IR to functions on tensors -----------------------------===//
+#include "lib/Reference/Evaluation.h"
+
+#include "llvm/ADT/STLExtras.h"
+#include "llvm/ADT/TypeSwitch.h"
+
+using namespace kvpc;
+using namespace kvpc::reference;
+
+static Element elementOf(mlir::Type type) {
+  mlir::Type element = mlir::cast<kvp::NamedTensorType>(type).getElementType();
+  return element.isInteger(1)    ? Element::Bool
+         : element.isInteger(64) ? Element::Int
+                                 : Element::Float;
+}
+
+/// Weights and inputs come from the host: what the types left open may disagree.
+llvm::Error Evaluation::checkExtents(mlir::Operation *op) const {
+  auto pick = mlir::dyn_cast<kvp::AtOp>(op);
+  Axes axes;
+  for (mlir::Value operand : op->getOperands()) {
+    auto it = values.find(operand);
+    if (it == values.end() || !std::holds_alternative<Shared>(it->second))
+      continue;
+    for (const Axis &axis : std::get<Shared>(it->second)->axes) {
+      if (pick && pick.getAxis() == axis.name)
+        continue;
+      auto known = llvm::find_if(axes, [&](const Axis &a) { return a.name == axis.name; });
+      if (known == axes.end())
+        axes.push_back(axis);
+      else if (known->extent != axis.extent)
+        return failed("axis `%s` has %lld entries in one operand of `%s` and %lld in another",
+                      axis.name.c_str(), static_cast<long long>(known->extent),
+                      op->getName().getStringRef().str().c_str(),
+                      static_cast<long long>(axis.extent));
+    }
+  }
+  return llvm::Error::success();
+}
+
+/// The part of an axis that a partition or join names.
+template <typename Op>
+static Cut cutOf(Op op, const Evaluation &evaluation) {
+  Cut cut{static_cast<int64_t>(op.getSize())};
+  if (op.getFrom())
+    cut.from = evaluation.integer(op.getFrom());
+  if (op.getTo())
+    cut.to = evaluation.integer(op.getTo());
+  cut.whole = op.getWhole();
+  return cut;
+}
+
+llvm::Expected<Value> Evaluation::executeTensor(mlir::Operation *op) {
+  if (llvm::Error error = checkExtents(op))
+    return error;
+  auto optional = [&](mlir::Value value) { return value ? &tensor(value) : nullptr; };
+  using Result = llvm::Expected<Tensor>;
+  Result result =
+      llvm::TypeSwitch<mlir::Operation *, Result>(op)
+          .Case([&](kvp::InputOp o) { return input(o); })
+          .Case([&](kvp::PositionOp o) -> Result {
+            const Cache &left = cache(o.getCache());
+            if (o.getOriginal())
+              return originalPositions(left, o.getResult().getType().hasAxis("head"));
+            Tensor out({{"token", left.length()}}, Element::Int);
+            for (int64_t i = 0; i < left.length(); ++i)
+              out.ints[i] = i;
+            return out;
+          })
+          .Case([&](kvp::CausalOp o) { return causal(o); })
+          .Case([&](kvp::UniformOp o) { return uniformOf(o); })
+          .Case([&](kvp::IndexOp o) -> Result {
+            Tensor out({*tensor(o.getLike()).find(o.getAxis())}, Element::Int);
+            for (size_t i = 0; i < out.ints.size(); ++i)
+              out.ints[i] = i;
+            return out;
+          })
+          .Case([&](kvp::IotaOp o) -> Result {
+            Tensor out({{o.getAxis().str(), static_cast<int64_t>(o.getExtent())}}, Element::Int);
+            for (size_t i = 0; i < out.ints.size(); ++i)
+              out.ints[i] = i;
+            return out;
+          })
+          .Case([&](kvp::MapOp o) -> Result { return tensorMap(o); })
+          .Case([&](kvp::ReduceOp o) -> Result {
+            return reduce(o.getKind(), tensor(o.getInput()), kvp::axisNames(o.getOver()),
+                          optional(o.getWhere()));
+          })
+          .Case([&](kvp::DotOp o) -> Result {
+            return dot(tensor(o.getLhs()), tensor(o.getRhs()), o.getOver());
+          })
+          .Case([&](kvp::SoftmaxOp o) -> Result {
+            return softmax(tensor(o.getInput()), o.getAxis(), optional(o.getWhere()));
+          })
+          .Case([&](kvp::NormalizeOp o) -> Result {
+            return normalize(tensor(o.getInput()), o.getAxis(), optional(o.getWhere()));
+          })
+          .Case([&](kvp::CumsumOp o) -> Result {
+            return cumsum(tensor(o.getInput()), o.getAxis(), optional(o.getWhere()));
+          })
+          .Case([&](kvp::SortOp o) -> Result {
+            return sort(tensor(o.getInput()), o.getAxis(), o.getTo(), optional(o.getWhere()));
+          })
+          .Case([&](kvp::AvgPoolOp o) -> Result {
+            return averagePool(tensor(o.getInput()), o.getAxis(), o.getSize(),
+                               optional(o.getWhere()));
+          })
+          .Case([&](kvp::MaxPoolOp o) -> Result {
+            return maxPool(tensor(o.getInput()), o.getAxis(), o.getSize(), optional(o.getWhere()));
+          })
+          .Case([&](kvp::ShiftOp o) -> Result {
+            return shift(tensor(o.getInput()), o.getAxis(), integer(o.getBy()),
+                         number(o.getFill()));
+          })
+          .Case([&](kvp::RankOp o) -> Result {
+            return rank(tensor(o.getInput()), kvp::axisNames(o.getOver()), optional(o.getProtect()),
+                        optional(o.getWhere()));
+          })
+          .Case([&](kvp::RenameOp o) -> Result {
+            return rename(tensor(o.getInput()), o.getFrom(), o.getTo());
+          })
+          .Case([&](kvp::PartitionOp o) -> Result {
+            return partition(tensor(o.getInput()), o.getAxis(), cutOf(o, *this));
+          })
+          .Case([&](kvp::JoinOp o) -> Result {
+            return join(tensor(o.getInput()), tensor(o.getLike()), o.getAxis(), cutOf(o, *this),
+                        number(o.getFill()));
+          })
+          .Case([&](kvp::AtOp o) -> Result {
+            return at(tensor(o.getInput()), o.getAxis(), asTensor(o.getIndex()));
+          })
+          .Default([&](mlir::Operation *other) -> Result {
+            return failed("the reference does not know `%s`",
+                          other->getName().getStringRef().str().c_str());
+          });
+  if (!result)
+    return result.takeError();
+  return std::make_shared<const Tensor>(std::move(*result));
+}
+
+Tensor Evaluation::tensorMap(kvp::MapOp op) const {
+  llvm::SmallVector<mlir::Value> operands(op.getOperands());
+  // Of a `where` with a host condition one branch may not have been computed.
+  if (op.getFn() == kvp::Fn::Where) {
+    for (int branch : {1, 2})
+      if (!values.count(operands[branch]))
+        operands[branch] = operands[3 - branch];
+  }
+  llvm::SmallVector<Tensor> scalars;
+  scalars.reserve(operands.size());
+  llvm::SmallVector<const Tensor *> pointers;
+  for (mlir::Value operand : operands) {
+    if (mlir::isa<kvp::NamedTensorType>(operand.getType())) {
+      pointers.push_back(&tensor(operand));
+      continue;
+    }
+    scalars.push_back(asTensor(operand));
+    pointers.push_back(&scalars.back());
+  }
+  return map(op.getFn(), pointers, elementOf(op.getResult().getType()));
+}
