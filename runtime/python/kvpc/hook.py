@@ -1,0 +1,521 @@
+"""`with press(model):` for Hugging Face models. The only file that knows transformers.
+
+Written for 4.56, 5.2 and 5.23; what differs between them is marked where it is handled.
+
+Two hooks on the decoder (the module with `.layers`), none on its attention modules unless a press
+asks for hidden states or unrotated queries. Before a forward pass, the full-attention layers of the
+cache become `KVLayer`s, and a `Step` is added to the keyword arguments, which every model passes on
+to its attention function unchanged. That function, ours for the duration of a forward, calls the
+stock one; where this forward ends the prompt, it then calls the press with the queries, keys and
+values in its hands, and the layer is sealed: a compressed prefix and a dense tail from then on.
+
+Positions and masks stay the model's: a sealed layer reports its logical length, and to the mask
+code only its tail. The prefix needs no mask, for padding went with the compression and everything
+kept lies in the past.
+"""
+
+import functools
+import inspect
+import sys
+import threading
+import weakref
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import torch
+from transformers import AttentionInterface, DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .attend import attend, unrotate
+from .cache import Layer, Prefix
+from .errors import Error
+
+UNTIL_FINISH = float("inf")
+
+# DynamicLayer.crop takes a new length until 5.22, a count to remove (negative) from 5.23 on.
+CROP_REMOVES = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
+
+_hooks = (
+    weakref.WeakKeyDictionary()
+)  # decoder -> Hook, while a press is attached or a compressed cache lives
+_switched = {}  # id of a config -> (forwards under way, attention implementation without us)
+_lock = threading.RLock()
+
+
+class HookError(Error):
+    """A model, cache or call that the hook cannot serve."""
+
+
+class KVLayer(Layer, CacheLayerMixin):
+    """A cache layer as transformers wants it. `window`: what the press will want of a prompt that
+    comes in chunks."""
+
+    is_sliding, is_compileable, is_croppable = False, False, True
+
+    def __init__(self, link):
+        Layer.__init__(self)
+        self.link, self.window, self.is_initialized = link, {}, False
+
+    def lazy_initialization(self, keys, values=None):  # 4.56 passes keys alone
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def update(self, keys, values, *args, **kwargs):  # cache_kwargs until 5.2, nothing in 5.23
+        if self.prefix is not None and not self.link.reading:
+            raise HookError(
+                "this cache is compressed; have: a model without the hook; need: the model that "
+                "filled it; remedy: use that model, or call this one within "
+                "`with kvpc.hook.attach(model):`"
+            )
+        if not self.is_initialized:
+            self.lazy_initialization(keys)
+        self.append(keys, values)
+        return self.keys, self.values
+
+    def seal(self, prefix, length):
+        super().seal(prefix, length)
+        self.window = {}
+
+    def get_seq_length(
+        self, *args
+    ):  # logical: generate() slices inputs and masks and counts positions by it
+        return self.length()
+
+    def get_mask_sizes(self, query):  # the tail's; positions in 4.56 and 5.2, a length in 5.23
+        return self.tail() + (query if isinstance(query, int) else query.shape[0]), self.sealed
+
+    def get_max_cache_shape(self):
+        return -1
+
+    get_max_length = get_max_cache_shape  # its name in 5.23
+
+    def crop(self, n):
+        if CROP_REMOVES and n > 0:
+            raise ValueError("crop takes the number of tokens to remove, as a negative number")
+        length = n if n > 0 or n == 0 and not CROP_REMOVES else self.length() + n
+        if length < self.sealed:
+            raise HookError(
+                f"cannot crop to {length} tokens: the first {self.sealed} are compressed; remedy: "
+                "keep a copy.deepcopy of the cache from before the compression"
+            )
+        self.cut(length)
+
+    def batch_select_indices(self, indices):
+        self.select(indices)
+
+    reorder_cache = batch_select_indices
+
+    def batch_repeat_interleave(self, repeats):
+        if self.keys is not None:
+            self.select(torch.arange(self.keys.shape[0]).repeat_interleave(repeats))
+
+    def reset(self):
+        self.__init__(self.link)
+        self.link.pending = True
+
+
+class Link:
+    """One per cache, shared by its layers. While it lives, the model keeps its (idle) pair of
+    hooks.
+
+    pending: the prompt has not ended yet; reading: the hook is in charge of the forward under way;
+    broken: a forward failed amid the compression.
+    """
+
+    def __init__(self, hook, pending):
+        self.hook, self.pending, self.reading, self.broken = hook, pending, False, False
+        hook.retain(1)
+        weakref.finalize(self, hook.retain, -1)
+
+    def __deepcopy__(self, memo):  # prefix caching copies caches: share the model, own the flags
+        return memo.setdefault(id(self), Link(self.hook, self.pending))
+
+    def __reduce__(self):  # a saved cache must not carry the model
+        return SimpleNamespace, (), {"reading": False, "pending": False, "broken": False}
+
+
+class Rows:
+    """The real tokens of every batch row of a prompt, read from the mask once per prompt."""
+
+    def __init__(self, mask, batch, length):
+        self.padding, self.lengths, self.ends = "left", None, None
+        real = None if mask is None else mask[:, :length].bool()
+        if real is None or real.all():
+            return
+        self.lengths = real.sum(1).cpu()
+        first = real.long().argmax(1).cpu()
+        last = length - real.flip(1).long().argmax(1).cpu()
+        first, last = (torch.where(self.lengths > 0, x, length) for x in (first, last))
+        if (last - first != self.lengths).any():
+            raise HookError(
+                "padding must lie on one side of the prompt, have real tokens on both sides of it"
+            )
+        if (last != length).any():
+            first = torch.where(self.lengths > 0, first, 0)
+            if (first != 0).any():
+                raise HookError(
+                    "padding must lie on the same side in every row of a batch, have both sides"
+                )
+            self.padding, self.ends = "right", self.lengths
+
+
+class Step:  # Dynamo cannot build a SimpleNamespace
+    """One forward pass; travels to the attention function as a keyword argument. rows: set if it
+    ends the prompt."""
+
+    def __init__(self, hook, cache, link, press, rows):
+        self.hook, self.cache, self.link, self.press, self.rows = hook, cache, link, press, rows
+        self.embeddings = self.hidden = self.state = None
+
+
+def _register(base, base_mask):
+    def attention(module, query, key, value, attention_mask, *args, kvpc=None, **kwargs):
+        layer = kvpc and kvpc.cache.layers[module.layer_idx]
+        if isinstance(layer, KVLayer) and layer.prefix is not None:
+            return attend(query, layer.prefix, key, value, attention_mask, kwargs["scaling"]), None
+        eager = base == "eager" and sys.modules[type(module).__module__].eager_attention_forward
+        stock = eager or ALL_ATTENTION_FUNCTIONS[base]
+        out = stock(module, query, key, value, attention_mask, *args, **kwargs)
+        if isinstance(layer, KVLayer) and kvpc.press is not None:
+            kvpc.hook.capture(kvpc, module, layer, query)
+        return out
+
+    def mask(**kwargs):  # only a sealed full layer has an offset; sliding ones carry local_size
+        sealed = kwargs.get("local_size") is None and kwargs["kv_offset"] > 0
+        return (sdpa_mask if sealed else base_mask)(**kwargs)
+
+    AttentionInterface.register("kvpc_" + base, attention)
+    AttentionMaskInterface.register("kvpc_" + base, mask)
+
+
+_register("sdpa", sdpa_mask)
+_register("eager", eager_mask)
+
+
+def _stash(module, args, kwargs):
+    """On attention modules, if the press asks for what their attention function does not see."""
+    if step := kwargs.get("kvpc"):
+        step.embeddings, step.hidden = kwargs["position_embeddings"], kwargs["hidden_states"]
+
+
+class Hook:
+    """The pair of hooks on one decoder, shared by all presses and compressed caches of the
+    model."""
+
+    def __init__(self, model):
+        self.model = type(model).__name__
+        decoder = model
+        while not isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList):
+            decoder = getattr(decoder, "language_model", None) or getattr(decoder, "model", None)
+            if decoder is None:
+                raise HookError(f"cannot attach to {self.model}: it has no decoder layers")
+        self.decoder, self.press, self.expected = weakref.ref(decoder), None, None
+        self.entered, self.refs = False, 0
+        self.attention = [
+            m for m in decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "scaling")
+        ]
+        self.sliding = DynamicCache(
+            config=decoder.config
+        ).is_sliding  # transformers' own opinion on every layer
+        self.configs = list({id(m.config): m.config for m in [decoder, *self.attention]}.values())
+        self.names = list(inspect.signature(decoder.forward).parameters)
+        bases = {_switched.get(id(c), (0, c._attn_implementation))[1] for c in self.configs}
+        if not getattr(model, "_supports_attention_backend", False):
+            why = "its attention does not go through transformers' AttentionInterface"
+        elif not self.attention:
+            why = "no attention modules found"
+        elif all(self.sliding):
+            why = "every layer has a sliding window: nothing to compress"
+        elif not bases <= {"sdpa", "eager"}:
+            why = f"attention implementation: have {', '.join(sorted(bases))}, need sdpa or eager"
+        elif getattr(decoder.config, "attn_logit_softcapping", None):
+            why = "it caps attention logits"
+        elif any(hasattr(m, "sinks") for m in self.attention):
+            why = "it has attention sinks"
+        else:
+            return
+        raise HookError(f"cannot attach to {self.model}: {why}")
+
+    @staticmethod
+    def of(model):
+        """The hook a model has already, or a new one; refuses models that cannot be hooked."""
+        hook = Hook(model)
+        return _hooks.get(hook.decoder()) or hook
+
+    def retain(self, n):
+        # Finalizers only count: hooks must not vanish while another thread or Dynamo reads them.
+        with _lock:
+            decoder, self.refs = self.decoder(), self.refs + n
+            if decoder is not None and _hooks.get(decoder) is not self and self.refs > 0:
+                _hooks[decoder] = self
+                self.handles = [
+                    decoder.register_forward_pre_hook(self.before, with_kwargs=True),
+                    decoder.register_forward_hook(self.after, with_kwargs=True, always_call=True),
+                ]
+
+    def tidy(self):
+        with _lock:
+            if self.refs == 0 and _hooks.pop(self.decoder(), None):
+                for handle in self.handles:
+                    handle.remove()
+
+    def switch(self, n):
+        """Our attention functions in or out; counted per config object, for models and threads may
+        share one."""
+        locked = not torch.compiler.is_compiling()
+        if locked:
+            _lock.acquire()
+        for config in self.configs:
+            count, base = _switched.pop(id(config), (0, config._attn_implementation))
+            config._attn_implementation = "kvpc_" + base if count + n else base
+            if count + n:
+                _switched[id(config)] = count + n, base
+        if locked:
+            _lock.release()
+
+    def adopt(self, cache):
+        """Make a cache ours: its full-attention layers, with what they hold."""
+        if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
+            raise HookError(
+                f"cannot compress a {type(cache).__name__}: need a DynamicCache, not offloaded"
+            )
+        link = Link(self, pending=cache.get_seq_length() == 0)
+        for i, slides in enumerate(self.sliding):
+            if i == len(cache.layers):
+                cache.layers.append(
+                    DynamicLayer()
+                )  # a lazy DynamicCache(): there the mask alone does the sliding
+            old = cache.layers[i]
+            if slides:
+                old.is_sliding = True  # or the mask of full layers takes its sizes from this layer
+            elif isinstance(old, KVLayer):
+                old.link = link  # a loaded cache
+            else:
+                new = cache.layers[i] = KVLayer(link)
+                if old.get_seq_length():
+                    new.update(old.keys, old.values)
+        return link
+
+    def before(self, module, args, kwargs):
+        kwargs = {**dict(zip(self.names, args)), **kwargs}
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        if (
+            cache is None
+            and self.press
+            and kwargs.get("use_cache", module.config.use_cache) is not False
+        ):
+            cache = kwargs["past_key_values"] = DynamicCache(config=module.config)
+        ours = [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, KVLayer)]
+        if cache is None or self.press is None and not any(layer.prefix for layer in ours):
+            return None if torch.compiler.is_compiling() else self.tidy()
+        if mask is not None and (isinstance(mask, dict) or mask.dim() != 2):
+            raise HookError("need a 2D attention mask (1 for real tokens), have a prepared one")
+        link = ours[0].link if ours else None
+        if (
+            not isinstance(link, Link) or link.hook is not self
+        ):  # new, loaded, or another instance's
+            link = self.adopt(cache)
+        if link.broken:
+            raise HookError(
+                "compressing this cache failed half way; remedy: start again with a new cache"
+            )
+        ids = (
+            kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
+        )
+        past = cache.get_seq_length()
+        end = past + ids.shape[1]
+        if (
+            kwargs.get("cache_position") is not None
+        ):  # 5.2 is one ahead of it after a prefill in chunks
+            kwargs["cache_position"] = torch.arange(past, end, device=ids.device)
+        press = self.press if link.pending else None
+        last = press is not None and end >= (self.expected or 0)
+        if press and self.expected and mask is not None:  # chunks: 5.2 and 4.56 get these wrong
+            kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:end]
+        kwargs["kvpc"] = Step(
+            self, cache, link, press, Rows(mask, ids.shape[0], end) if last else None
+        )
+        link.pending = link.pending and not last
+        link.reading = True
+        self.switch(1)
+        return (), kwargs
+
+    def after(self, module, args, kwargs, output):
+        if step := kwargs.get("kvpc"):
+            step.link.reading = False
+            step.link.broken = output is None and step.rows is not None
+            self.switch(-1)
+
+    def capture(self, step, module, layer, query):
+        """Keep what the press wants of a chunk of the prompt; compress at its end."""
+        inputs, rows = step.press.inputs, step.rows
+        new = {}
+        for name in ("queries", "unrotated_queries"):
+            if name in inputs:
+                chunk = query
+                tables = [] if name == "queries" else list(step.embeddings)
+                # all of a chunk only where rows end early: their own last ones are picked below
+                count = _amount(inputs[name])
+                if (rows is None or rows.ends is None) and count < query.shape[2]:
+                    chunk = chunk[:, :, -count:]
+                    tables = [x[:, -count:] for x in tables]
+                new[name] = unrotate(chunk, *tables) if tables else chunk
+        if "hidden" in inputs:
+            new["hidden"] = step.hidden
+        for name, old in layer.window.items():
+            new[name] = torch.cat([old, new[name]], -2)
+        if rows is None:
+            for (
+                name,
+                value,
+            ) in new.items():  # own memory: a slice would keep all queries of the chunk alive
+                layer.window[name] = value[..., -_amount(inputs[name]) :, :].clone()
+        else:
+            self.compress(step, module, layer, new)
+
+    def compress(self, step, module, layer, captured):
+        press, rows, inputs = step.press, step.rows, {}
+        if rows.ends is not None and layer.window:
+            raise HookError(
+                "a prompt in chunks must be padded on the left, have padding on the right"
+            )
+        for name, value in captured.items():
+            if name != "hidden":
+                value = _last(value, _amount(press.inputs[name]), rows.ends)
+            inputs[name] = value.detach()
+        if "output_weight" in press.inputs:
+            inputs["output_weight"] = module.o_proj.weight.detach()
+        if "rope" in press.inputs:
+            inputs["rope"] = self.rope(module)
+        if step.state is None:
+            step.state = _new_state()
+        length = layer.tail()
+        with torch.no_grad():
+            out = press.compress(
+                layer.keys.detach(),
+                layer.values.detach(),
+                **inputs,
+                scale=module.scaling,
+                layer=module.layer_idx,
+                layers=len(self.attention),
+                lengths=rows.lengths,
+                padding=rows.padding,
+                state=step.state,
+            )
+            layer.seal(Prefix(out.keys, out.values, out.tokens, out.channels), length)
+
+    def rope(self, module):
+        """The model's rotary embedding at this layer, as a press wants it: what gives the tables,
+        for any position."""
+        source, kind = self.decoder().rotary_emb, ""
+        types = getattr(self.decoder().config, "layer_types", None)
+        if not hasattr(source, "inv_freq"):  # one table per kind of layer, from 5.0 on
+            kind = types[module.layer_idx] + "_"
+        frequencies = getattr(source, kind + "inv_freq")
+        return {
+            "inverse_frequencies": frequencies.detach(),
+            "attention_scaling": float(getattr(source, kind + "attention_scaling")),
+            "layout": "half",
+            "width": 2 * frequencies.shape[-1],
+        }
+
+    def finish(self, cache, attention_mask=None):
+        """Compress a prompt that came in chunks and whose length was not told
+        (prompt_tokens=UNTIL_FINISH)."""
+        layers = [layer for layer in cache.layers if isinstance(layer, KVLayer)]
+        rows = Rows(attention_mask, layers[0].keys.shape[0], cache.get_seq_length())
+        step = Step(self, cache, layers[0].link, self.press, rows)
+        for module in self.attention:
+            layer = cache.layers[module.layer_idx]
+            if isinstance(layer, KVLayer) and layer.prefix is None:
+                self.compress(step, module, layer, layer.window)
+                layer.link.pending = False
+
+
+def _amount(wanted):
+    """How many of the last queries (or hidden states) a press wants, from its `inputs`."""
+    return wanted if isinstance(wanted, int) else 1 << 40
+
+
+def _last(queries, count, ends):
+    """The last `count` queries of every row; with padding on the right each row's end at its own
+    last real token."""
+    total = queries.shape[2]
+    count = min(count, total)
+    if ends is None:
+        return queries[:, :, total - count :]
+    index = ends.to(queries.device)[:, None] - count + torch.arange(count, device=queries.device)
+    index = index.clamp(min=0)[
+        :, None, :, None
+    ]  # a row shorter than the window: what precedes it is not read
+    return queries.gather(2, index.expand(-1, queries.shape[1], -1, queries.shape[3]))
+
+
+def _new_state():
+    from . import State
+
+    return State()
+
+
+@contextmanager
+def attach(model, press=None, prompt_tokens=None):
+    """Compress every prompt that `model` sees with `press`, at its end.
+
+    prompt_tokens: where a prompt ends that comes in several calls of the model, or UNTIL_FINISH:
+    then the yielded hook's `finish(cache)` says so. generate() needs neither. Without a press, only
+    caches that are compressed already (loaded ones, or another instance's) can be read. Compressed
+    caches stay readable after the `with`.
+    """
+    with _lock:
+        hook = Hook.of(model)
+        if hook.entered:
+            raise HookError(
+                "this model has a press attached already; remedy: compose the two presses into one"
+            )
+        supplied = {
+            "keys",
+            "values",
+            "queries",
+            "unrotated_queries",
+            "hidden",
+            "output_weight",
+            "rope",
+        }
+        for name in getattr(press, "inputs", ()):
+            if name not in supplied:
+                raise HookError(f"the press needs `{name}`, which {hook.model} does not supply")
+        hook.press, hook.expected, hook.entered = press, prompt_tokens, True
+        hook.retain(1)
+    asks = {"unrotated_queries", "hidden"} & set(getattr(press, "inputs", ()))
+    handles = [
+        m.register_forward_pre_hook(_stash, with_kwargs=True) for m in hook.attention if asks
+    ]
+    generate, own = getattr(model, "generate", None), "generate" in vars(model)
+    if generate:
+
+        @functools.wraps(generate)
+        def generate_in_chunks(inputs=None, generation_config=None, *args, **kwargs):
+            # a forward cannot see where a prompt ends that generate() feeds in chunks
+            config = generation_config or model.generation_config
+            chunk = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+            if chunk and hook.expected is None:
+                told = [inputs, *map(kwargs.get, ("input_ids", "inputs_embeds", "attention_mask"))]
+                hook.expected = max(x.shape[1] for x in told if x is not None)
+            try:
+                return generate(inputs, generation_config, *args, **kwargs)
+            finally:
+                hook.expected = prompt_tokens
+
+        model.generate = generate_in_chunks
+    try:
+        yield hook
+    finally:
+        vars(model).pop("generate", None)
+        if own:
+            model.generate = generate
+        for handle in handles:
+            handle.remove()
+        hook.press, hook.expected, hook.entered = None, None, False
+        hook.retain(-1)
+        hook.tidy()

@@ -1,0 +1,65 @@
+"""The oracle for models: no compression, one forward over the whole text, its own attention.
+
+Dropped tokens are masked and pruned channels zeroed for every query after the prompt. It shares no
+code with the hook: neither cache, masks nor attention.
+"""
+
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+
+def _attention(module, query, key, value, attention_mask, scaling=None, oracle=None, **kwargs):
+    if oracle is None or module.layer_idx not in oracle["log"]:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+    prompt, padding = oracle["prompt"], oracle["padding"]
+    b, hq, t, d = query.shape
+    g = hq // key.shape[1]
+    late_key, dropped = key.clone(), torch.zeros(b, key.shape[1], t, dtype=torch.bool)
+    for i, row in enumerate(oracle["log"][module.layer_idx]):
+        dropped[i, :, :prompt] = True
+        for j in range(key.shape[1]):
+            dropped[i, j, row.start + row.tokens[j]] = False
+            if row.channels is not None:
+                gone = torch.ones(d, dtype=torch.bool)
+                gone[row.channels[j]] = False
+                late_key[i, j, :prompt, gone] = 0
+    late = torch.arange(t) >= prompt  # queries after the prompt see the compressed prompt
+    logits = torch.where(
+        late[:, None],
+        query @ late_key.repeat_interleave(g, 1).transpose(2, 3),
+        query @ key.repeat_interleave(g, 1).transpose(2, 3),
+    )
+    bad = dropped.repeat_interleave(g, 1)[:, :, None] & late[:, None]
+    bad = bad | ~padding.bool()[:, None, None, :t] | ~torch.ones(t, t, dtype=torch.bool).tril()
+    weights = (logits * scaling).masked_fill(bad, -1e30).softmax(-1)
+    return (weights @ value.repeat_interleave(g, 1)).transpose(1, 2), None
+
+
+AttentionInterface.register("oracle", _attention)
+AttentionMaskInterface.register("oracle", sdpa_mask)
+
+
+@torch.no_grad()
+def oracle_logits(model, log, ids, prompt, padding=None):
+    """log: layer -> one entry per batch row with `tokens` (per head, from the row's `start`) and
+    `channels`."""
+    padding = torch.ones_like(ids) if padding is None else padding
+    before, model.config._attn_implementation = model.config._attn_implementation, "oracle"
+    try:
+        return model(
+            ids,
+            attention_mask=padding,
+            position_ids=(padding.cumsum(-1) - 1).clamp(min=0),
+            use_cache=False,
+            oracle={"log": log, "prompt": prompt, "padding": padding},
+        ).logits
+    finally:
+        model.config._attn_implementation = before
+
+
+def close(a, b, bound=2e-4):
+    assert a.shape == b.shape and (a - b).abs().max() < bound, (a - b).abs().max()

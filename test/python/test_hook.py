@@ -1,0 +1,209 @@
+"""Logits of a model with a press: prompt, decode, padding, prompts in pieces. The press is a test
+oracle."""
+
+import pytest
+import torch
+from kvpc.hook import CROP_REMOVES, UNTIL_FINISH, attach
+from model_oracle import close, oracle_logits
+from press_oracle import OraclePress
+from small_models import ROPE, greedy, make, steps, text
+from transformers import DynamicCache
+
+torch.set_num_threads(1)
+FAMILIES = ["Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma3"]
+KINDS = ["snapkv", "pyramid", "ragged", "chunk", "think", "all"]
+LLAMA = [("Llama", kind) for kind in KINDS]
+OTHERS = [(name, "all") for name in FAMILIES[1:]]
+
+
+@pytest.mark.parametrize("impl", ["sdpa", "eager"])
+@pytest.mark.parametrize("name, kind", LLAMA + OTHERS)
+@torch.no_grad()
+def test_manual(name, kind, impl):
+    model, press, cache, ids = make(name, impl), OraclePress(kind), DynamicCache(), text(64)
+    with press(model):
+        first = model(ids[:, :40], past_key_values=cache).logits
+        inside = steps(model, cache, ids[:, 40:50])
+    outside = steps(model, cache, ids[:, 50:])  # after leaving: the cache still works
+    want = oracle_logits(model, press.log, ids, 40)
+    close(torch.cat([first, inside, outside], 1), want)
+    assert cache.get_seq_length() == 64 and press.log.keys() == (
+        {1, 3} if name == "Gemma3" else {0, 1, 2, 3}
+    )
+    assert want.std() > 0.05
+
+
+@pytest.mark.parametrize("name, kind", LLAMA + OTHERS)
+def test_generate(name, kind):
+    model, press, ids = make(name), OraclePress(kind), text(40)
+    with press(model):
+        out = greedy(model, ids)
+    want = oracle_logits(model, press.log, out.sequences[:, :-1], 40)[:, 39:]
+    close(torch.stack(out.logits, 1), want)
+    assert (want.argmax(-1) == out.sequences[:, 40:]).all()
+
+
+@pytest.mark.parametrize("name, kind", LLAMA + [("Gemma3", "all")])
+def test_left_padding(name, kind):
+    """Each row equals the row alone; one compress call serves the batch."""
+    model, press, ids = make(name), OraclePress(kind), text(40, 3)
+    mask = torch.ones_like(ids)
+    mask[0, :13], mask[2, :35] = 0, 0
+    with press(model):
+        out = greedy(model, ids * mask, mask)
+        assert press.calls == len(press.log)
+        alone = [greedy(model, ids[i : i + 1, mask[i].bool()]) for i in range(3)]
+    got = torch.stack(out.logits, 1)
+    for i, one in enumerate(alone):
+        close(got[i : i + 1], torch.stack(one.logits, 1))
+    full = torch.cat([mask, torch.ones(3, 19, dtype=int)], 1)
+    log = {layer: rows[:3] for layer, rows in press.log.items()}
+    close(got, oracle_logits(model, log, out.sequences[:, :-1], 40, full)[:, 39:])
+
+
+@torch.no_grad()
+def test_right_padding():
+    model, press, ids = make(), OraclePress("all", unrotated=True, hidden=True), text(40, 2)
+    mask = torch.ones_like(ids)
+    mask[1, 28:] = 0
+    with press(model):
+        model(ids, attention_mask=mask, past_key_values=DynamicCache())
+        model(ids[1:, :28])
+    batch, alone = press.seen[:4], press.seen[4:]
+    for (_, q, u), (_, x, y) in zip(batch, alone):
+        close(q[1:], x), close(u[1:], y, 1e-5)
+    for _, row, one in press.log.values():
+        assert [x.tolist() for x in row.tokens] == [x.tolist() for x in one.tokens]
+        assert torch.equal(row.channels, one.channels)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "name, kind", [("Llama", "snapkv"), ("Llama", "chunk"), ("Llama", "all"), ("Gemma3", "all")]
+)
+@torch.no_grad()
+def test_second_prompt(name, kind, padded):
+    model, press, cache, ids = make(name), OraclePress(kind), DynamicCache(), text(70, 2)
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[0, :9], mask[1, 40:44], mask[0, 55:57] = 0, 0, 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    got = []
+    with press(model):
+        for a, b in [(0, 40), (40, 55), (55, 62), (62, 63), (63, 70)]:
+            pos = positions[:, a:b]
+            out = model(
+                ids[:, a:b], past_key_values=cache, attention_mask=mask[:, :b], position_ids=pos
+            )
+            got.append(out.logits)
+    got, want = torch.cat(got, 1), oracle_logits(model, press.log, ids, 40, mask)
+    close(got[mask.bool()], want[mask.bool()])
+    assert all(len(rows) == 2 for rows in press.log.values())  # not compressed again
+
+
+@torch.no_grad()
+def test_second_prompt_in_turns(monkeypatch):
+    """A long second prompt does not hold the logits of all its queries at once."""
+    monkeypatch.setattr("kvpc.attend.LOGITS_AT_ONCE", 1000)
+    model, press, cache, ids = make(), OraclePress("all"), DynamicCache(), text(70, 2)
+    with press(model):
+        model(ids[:, :40], past_key_values=cache)
+        got = model(ids[:, 40:], past_key_values=cache).logits
+    close(got, oracle_logits(model, press.log, ids, 40)[:, 40:])
+
+
+@pytest.mark.parametrize("way", ["whole", "new only"])
+def test_second_prompt_generate(way):
+    model, press, ids = make(), OraclePress("all"), text(70)
+    with press(model):
+        one = greedy(model, ids[:, :40], tokens=5)
+    seq = torch.cat([one.sequences, ids[:, :12]], 1)
+    new = seq[:, one.past_key_values.get_seq_length() :]
+    if way == "new only" and not CROP_REMOVES:
+        pytest.skip("generate() with only the new tokens: a feature of transformers from 5.23 on")
+    given = seq if way == "whole" else new
+    two = greedy(model, given, torch.ones_like(seq), tokens=5, past_key_values=one.past_key_values)
+    whole = torch.cat([seq, two.sequences[:, -5:]], 1)[:, :-1]
+    close(
+        torch.stack(two.logits, 1),
+        oracle_logits(model, press.log, whole, 40)[:, seq.shape[1] - 1 :],
+    )
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "name, kind, chunk", [("Llama", "snapkv", 7), ("Llama", "all", 39), ("Gemma3", "all", 13)]
+)
+def test_chunked_generate(name, kind, chunk, padded):
+    model, ids = make(name), text(40, 2)
+    mask = torch.ones_like(ids)
+    mask[0, : 9 * padded] = 0
+    a, b = (OraclePress(kind, unrotated=True, hidden=True) for _ in range(2))
+    with a(model):
+        whole = greedy(model, ids, mask, 17)
+    with b(model):
+        cache = DynamicCache(config=model.config)
+        parts = greedy(model, ids, mask, 17, prefill_chunk_size=chunk, past_key_values=cache)
+    assert a.calls == b.calls == len(a.log)
+    close(torch.stack(whole.logits, 1), torch.stack(parts.logits, 1))
+    for (_, q, u), (_, x, y) in zip(a.seen, b.seen):
+        close(q, x), close(u, y)
+
+
+@pytest.mark.parametrize("told", [True, False])
+@torch.no_grad()
+def test_chunked_manual(told):
+    model, press, cache, ids = (
+        make("Qwen3"),
+        OraclePress("all", unrotated=True),
+        DynamicCache(),
+        text(60),
+    )
+    with attach(model, press, prompt_tokens=40 if told else UNTIL_FINISH) as hook:
+        got = [
+            model(c, past_key_values=cache).logits for c in ids[:, :40].split(13, 1)
+        ]  # 13, 13, 13, 1
+        if not told:
+            assert not press.log
+            hook.finish(cache)
+        got.append(steps(model, cache, ids[:, 40:]))
+    close(torch.cat(got, 1), oracle_logits(model, press.log, ids, 40))
+
+
+@pytest.mark.parametrize(
+    "name, rope", [("Llama", rope) for rope in (None, *ROPE)] + [("Phi3", None), ("Gemma3", None)]
+)
+@torch.no_grad()
+def test_unrotated(name, rope):
+    """Queries before RoPE are those that the projection made."""
+    model, press, ids, want = make(name, rope=rope), OraclePress(unrotated=True), text(40), {}
+
+    def catch(layer):
+        def hook(module, args, out):
+            q = out[..., :64] if name == "Phi3" else out  # a slice of the fused projection
+            q = q.view(1, 40, 4, 16) if q.dim() == 3 else q
+            want[layer] = q if q.shape[1] == 4 else q.transpose(1, 2)
+
+        return hook
+
+    part = {"Gemma3": "q_norm", "Phi3": "qkv_proj"}.get(name, "q_proj")
+    for i, layer in enumerate(model.model.layers):
+        getattr(layer.self_attn, part).register_forward_hook(catch(i))
+    with press(model):
+        model(ids)
+    assert press.seen
+    for layer, rotated, plain in press.seen:
+        close(plain, want[layer][:, :, -8:], 1e-5)
+        assert (rotated - plain).abs().max() > 0.01
+
+
+def test_one_state_per_prompt():
+    model, press = make(), OraclePress()
+    with press(model):
+        greedy(model, text(30), tokens=3)
+        greedy(model, text(30), tokens=3)
+    first, second = press.states[:4], press.states[4:]
+    assert (
+        len({id(s) for s in first}) == len({id(s) for s in second}) == 1
+        and first[0] is not second[0]
+    )

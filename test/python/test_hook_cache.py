@@ -1,0 +1,180 @@
+"""A compressed cache as a thing of its own: cropped, reordered, copied, saved, measured, compiled
+against."""
+
+import copy
+import io
+
+import pytest
+import torch
+from kvpc.cache import storage_bytes
+from kvpc.hook import CROP_REMOVES, HookError, attach
+from model_oracle import close, oracle_logits
+from press_oracle import OraclePress
+from small_models import greedy, make, steps, text
+from transformers import DynamicCache
+
+torch.set_num_threads(1)
+KINDS = ["snapkv", "ragged", "chunk", "all"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_beam(kind):
+    model, press, ids = make(), OraclePress(kind), text(40, 2)
+    with press(model):
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=20,
+            num_beams=3,
+            do_sample=False,
+            length_penalty=0.0,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+    log = {layer: rows[::3] for layer, rows in press.log.items()}
+    logp = oracle_logits(model, log, out.sequences[:, :-1], 40)[:, 39:].log_softmax(-1)
+    close(logp.gather(-1, out.sequences[:, 40:, None])[..., 0].sum(-1), out.sequences_scores, 2e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_crop_reorder_copy(kind):
+    model, press, cache, ids = make(), OraclePress(kind), DynamicCache(), text(60, 3)
+    with press(model):
+        model(ids[:, :40], past_key_values=cache)
+        steps(model, cache, text(9, 3, seed=5))
+        cache.crop(-9 if CROP_REMOVES else 40)
+        saved = copy.deepcopy(cache)
+        got = steps(model, cache, ids[:, 40:])
+    close(got, oracle_logits(model, press.log, ids, 40)[:, 40:])
+    with pytest.raises(HookError, match="compressed"):
+        cache.crop(-30)
+    assert saved.get_seq_length() == 40
+    for order in ([1, 0, 2], [0, 0, 2, 2], [2, 2, 0], [1]):
+        other = copy.deepcopy(saved)
+        other.reorder_cache(torch.tensor(order))
+        assert other.layers[0].prefix.keys.shape[0] == len(set(order))  # nothing twice
+        close(steps(model, other, ids[order, 40:50]), got[order, :10])
+        back = [len(order) - 1, 0]
+        other.batch_select_indices(torch.tensor(back))
+        again = [order[i] for i in back]
+        close(steps(model, other, ids[again, 50:]), got[again, 10:])
+    saved.batch_repeat_interleave(2)
+    assert saved.layers[0].prefix.keys.shape[0] == 3
+    twice = [0, 0, 1, 1, 2, 2]
+    close(steps(model, saved, ids[twice, 40:]), got[twice])
+
+
+@torch.no_grad()
+def test_tokens_are_positions_of_the_prompt():
+    model, press, cache, ids = make(), OraclePress("ragged"), DynamicCache(), text(40, 2)
+    mask = torch.ones_like(ids)
+    mask[0, :11] = 0
+    with press(model):
+        model(ids, attention_mask=mask, past_key_values=cache)
+    for i, layer in enumerate(cache.layers):
+        for b, row in enumerate(press.log[i]):
+            for h, tokens in enumerate(row.tokens):
+                got = layer.prefix.tokens[b, h]
+                assert got[got >= 0].tolist() == (tokens + row.start).tolist()
+        assert layer.prefix.lengths.tolist() == [
+            [len(t) for t in row.tokens] for row in press.log[i]
+        ]
+
+
+@pytest.mark.parametrize("kind, part", [("snapkv", 0.25), ("chunk", 0.25), ("think", 13 / 16)])
+@torch.no_grad()
+def test_memory_is_freed(kind, part):
+    """Phi-3's keys and values are views of one projection: none of it may stay alive."""
+    model, press, ids = make("Phi3"), OraclePress(kind, keep=0.25), text(400)
+    plain = model(ids).past_key_values
+    whole = sum(
+        x.numel() * x.element_size() for layer in plain.layers for x in (layer.keys, layer.values)
+    )
+    with press(model):
+        cache = model(ids).past_key_values
+    kept = [x for layer in cache.layers for x in (layer.prefix.keys, layer.prefix.values)]
+    assert sum(x.untyped_storage().nbytes() for x in kept) == whole * part
+    index = [layer.prefix.tokens.untyped_storage().nbytes() for layer in cache.layers]
+    channels = [8 * 2 * 10 if kind == "think" else 0] * 4
+    heads = 2 if kind == "snapkv" else 1  # kept once where all heads agree
+    assert index == [4 * heads * kept[0].shape[2]] * 4
+    assert storage_bytes(cache) == whole * part + sum(index) + sum(channels)
+    assert storage_bytes(plain) >= whole
+
+
+@torch.no_grad()
+def test_foreign_model_and_pickle():
+    model, press, ids = make(), OraclePress("all"), text(60)
+    with press(model):
+        cache = model(ids[:, :40]).past_key_values
+    other = make()  # the same weights, without a hook
+    with pytest.raises(HookError, match="this cache is compressed; have: a model without the hook"):
+        other(ids[:, 40:41], past_key_values=copy.deepcopy(cache))
+    file = io.BytesIO()
+    torch.save(cache, file)
+    assert len(file.getvalue()) < sum(
+        p.numel() * 4 for p in model.parameters()
+    )  # the model stays behind
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    want = oracle_logits(model, press.log, ids, 40)[:, 40:]
+    with attach(other):
+        close(steps(other, loaded, ids[:, 40:50]), want[:, :10])
+        live = copy.deepcopy(cache)
+        close(steps(other, live, ids[:, 40:]), want)
+    close(steps(other, loaded, ids[:, 50:]), want[:, 10:])
+    close(steps(model, cache, ids[:, 40:]), want)
+
+
+@torch.no_grad()
+def test_a_filled_cache_is_not_compressed():
+    model, ids, cache, press = make(), text(40), DynamicCache(), OraclePress()
+    model(ids[:, :20], past_key_values=cache)
+    with press(model):
+        got = model(ids[:, 20:], past_key_values=cache).logits
+    close(got, model(ids, use_cache=False).logits[:, 20:])
+    assert not press.log
+
+
+@torch.no_grad()
+def test_a_failed_compression_breaks_its_cache():
+    class Failing(OraclePress):
+        def compress(self, *args, layer=0, **kwargs):
+            if layer == 2:
+                raise ZeroDivisionError
+            return super().compress(*args, layer=layer, **kwargs)
+
+    model, ids, cache = make(), text(40), DynamicCache()
+    with Failing()(model):
+        with pytest.raises(ZeroDivisionError):
+            model(ids, past_key_values=cache)
+        with pytest.raises(HookError, match="start again with a new cache"):
+            model(ids[:, :1], past_key_values=cache)
+
+
+@torch.no_grad()
+def test_compiled_decode():
+    torch._dynamo.reset(), torch._dynamo.utils.counters.clear()
+    model, press, cache, ids = (
+        make(num_hidden_layers=2),
+        OraclePress("all"),
+        DynamicCache(),
+        text(60),
+    )
+    with press(model):
+        model(ids[:, :40], past_key_values=cache)
+        compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="eager")
+        got = steps(compiled, cache, ids[:, 40:])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3  # a tail of 0, of 1, of n
+    close(got, oracle_logits(model, press.log, ids, 40)[:, 40:])
+
+
+def test_generate_with_a_config_of_its_own():
+    model, press, ids = make(), OraclePress(), text(40)
+    with press(model):
+        a = greedy(model, ids, tokens=4).sequences
+        b = model.generate(
+            ids, copy.deepcopy(model.generation_config), max_new_tokens=4, do_sample=False
+        )
+    assert torch.equal(a, b)
