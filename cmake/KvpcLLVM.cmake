@@ -18,11 +18,14 @@ list(APPEND CMAKE_MODULE_PATH "${MLIR_CMAKE_DIR}" "${LLVM_CMAKE_DIR}")
 set(LLVM_RUNTIME_OUTPUT_INTDIR ${PROJECT_BINARY_DIR}/bin)
 set(LLVM_LIBRARY_OUTPUT_INTDIR ${PROJECT_BINARY_DIR}/lib)
 set(MLIR_BINARY_DIR ${PROJECT_BINARY_DIR})
-set(LLVM_ENABLE_WARNINGS OFF CACHE BOOL "kvpc sets its own warnings" FORCE)
+set(LLVM_ENABLE_WARNINGS OFF) # kvpc_warnings instead
 include(TableGen)
 include(AddLLVM)
 include(AddMLIR)
 include(HandleLLVMOptions)
+foreach(flags CMAKE_C_FLAGS CMAKE_CXX_FLAGS)
+  string(REGEX REPLACE "(^| )-w( |$)" " " ${flags} "${${flags}}") # what OFF adds
+endforeach()
 
 include_directories(SYSTEM ${LLVM_INCLUDE_DIRS} ${MLIR_INCLUDE_DIRS} ${LLD_INCLUDE_DIRS})
 include_directories(${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}

@@ -16,7 +16,8 @@ function(kvpc_warnings target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wno-unused-parameter)
   if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
     target_compile_options(${target} PRIVATE -Wimplicit-fallthrough -Wsuggest-override
-                           -Wno-missing-field-initializers)
+                           -Wnon-virtual-dtor -Wno-missing-field-initializers
+                           -Wno-missing-designated-field-initializers)
   endif()
 endfunction()
 
