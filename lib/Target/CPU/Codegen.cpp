@@ -70,6 +70,7 @@ void initializeLLVM() {
     LLVMInitializeX86Target();
     LLVMInitializeX86TargetMC();
     LLVMInitializeX86AsmPrinter();
+    LLVMInitializeX86AsmParser(); // inline assembly of the primitives
     install_fatal_error_handler(handleFatalError);
     CrashRecoveryContext::Enable();
   });
@@ -262,7 +263,7 @@ Expected<std::string> compile(mlir::ModuleOp source, const CodegenOptions &optio
   });
   if (!finished) {
     consumeError(std::move(error));
-    return failure(fatalMessage.empty() ? "LLVM crashed" : fatalMessage);
+    return failure(fatalMessage.empty() ? "LLVM crashed" : StringRef(fatalMessage).trim());
   }
   delete context;
   if (error)

@@ -193,8 +193,14 @@ EXPORT double kvpc_prim_f64_tanh(double x) {
 
 EXPORT double kvpc_prim_f64_erf(double x) {
   double a = __builtin_fabs(x);
-  if (a > 6.0)
-    return __builtin_copysign(1.0, x);
+  if (a >= 2.5) {
+    /* 1 - erfc, by its continued fraction: x + 1/2 / (x + 1 / (x + 3/2 / (x + ...))). */
+    double f = a;
+    for (int n = 60; n >= 1; --n)
+      f = a + 0.5 * n / f;
+    double complement = a > 6.0 ? 0.0 : expSum(-a * a, 0.0) / f * 0x1.20dd750429b6dp-1;
+    return __builtin_copysign(1.0 - complement, x);
+  }
   /* 2 / sqrt(pi) * exp(-x^2) * sum of 2^n x^(2n+1) / (2n+1)!!: no term is negative. */
   double q = x * x, term = 1.0, series = 1.0;
   for (int n = 1; n < 200 && term > 1e-18 * series; ++n) {
@@ -226,6 +232,8 @@ static double cosReduced(double r) {
 }
 
 static double wave(double x, int quarter) {
+  if (x == 0.0 && !quarter)
+    return x;
   if (!(__builtin_fabs(x) < 0x1p52))
     return __builtin_nan("");
   double r;
