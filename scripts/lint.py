@@ -65,25 +65,44 @@ def dependencies(root, build):
         ["ninja", "-C", str(build), "-t", "deps"], capture_output=True, text=True, check=True
     ).stdout
     headers, current = {}, None
+    environment = Path(os.environ["KVPC_VENV"])
     for line in text.splitlines():
         if line.startswith("    ") and current is not None:
             path = Path(os.path.normpath(build / line.strip()))
-            if (root in path.parents or build in path.parents) and path.suffix != ".pch":
+            ours = root in path.parents or build in path.parents
+            if ours and environment not in path.parents and path.suffix != ".pch":
                 current.append(path)
         elif ": #deps" in line:
             current = headers.setdefault(line.split(": #deps")[0], [])
     return headers
 
 
+def without_precompiled_header(words):
+    """clang-tidy would read all of the precompiled header back, slower than parsing what a file
+    includes; and so a file that does not include what it uses is found."""
+    kept, rest = [], iter(words)
+    for word in rest:
+        if word == "-Xclang":
+            option = next(rest)
+            if option in ("-include-pch", "-include"):
+                next(rest), next(rest)  # -Xclang and the file
+            elif option != "-fno-pch-timestamp":
+                kept += [word, option]
+        elif word not in ("-Winvalid-pch", "-fpch-instantiate-templates"):
+            kept.append(word)
+    return kept
+
+
 def tidy_commands(root, build):
-    """The compilation database with a line for every C++ file; returns file -> (command, headers)."""
+    """For every C++ file its command, from the compilation database, and the headers it reads."""
     headers = dependencies(root, build)
+    every_header = [root / name for name in sources(root, "*.h")]
     commands = {}
     for entry in json.loads((build / "compile_commands.json").read_text()):
         words = shlex.split(entry["command"])
         output = words[words.index("-o") + 1] if "-o" in words else ""
-        commands[Path(entry["file"])] = (words, headers.get(output, []))
-    every_header = [root / name for name in sources(root, "*.h")]
+        read = headers.get(output, every_header)
+        commands[Path(entry["file"])] = (without_precompiled_header(words), read)
     found = {}
     for name in sources(root, "*.cpp"):
         path = root / name
@@ -100,7 +119,6 @@ def clang_tidy(root, build, logs, jobs):
     program = tool("clang-tidy")
     version = subprocess.run([program, "--version"], capture_output=True, check=True).stdout
     settings = version + (root / ".clang-tidy").read_bytes()
-    settings += (root / "cmake/pch.h").read_bytes()
     cache, folder = build / "tidy/clean", build / "tidy"
     cache.mkdir(parents=True, exist_ok=True)
     contents = {}
