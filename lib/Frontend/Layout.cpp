@@ -2,11 +2,12 @@
 #include "lib/Frontend/Layout.h"
 
 #include "llvm/ADT/STLExtras.h"
+#include "llvm/ADT/SmallPtrSet.h"
 
 using namespace kvpc;
 
 const Doc *Layout::leaf(Doc::Kind kind, llvm::StringRef text) {
-  docs.push_back(std::make_unique<Doc>(Doc{kind, text.str(), {}, false}));
+  docs.push_back(std::make_unique<Doc>(Doc{kind, text.str(), {}}));
   return docs.back().get();
 }
 
@@ -27,9 +28,9 @@ static bool forcesBreak(const Doc *doc) {
   }
 }
 
-const Doc *Layout::node(Doc::Kind kind, std::vector<const Doc *> children) {
+const Doc *Layout::node(Doc::Kind kind, std::vector<const Doc *> children, const Doc *follows) {
   bool broken = llvm::any_of(children, forcesBreak);
-  docs.push_back(std::make_unique<Doc>(Doc{kind, "", std::move(children), broken}));
+  docs.push_back(std::make_unique<Doc>(Doc{kind, "", std::move(children), broken, follows}));
   return docs.back().get();
 }
 
@@ -89,8 +90,12 @@ private:
       return push(f.doc, f.indent, f.broken);
     case Doc::Kind::Indent:
       return push(f.doc, f.indent + 2, f.broken);
-    case Doc::Kind::Group:
-      return push(f.doc, f.indent, f.doc->broken || !fits(f));
+    case Doc::Kind::Group: {
+      bool broken = f.doc->broken || brokenGroups.contains(f.doc->follows) || !fits(f);
+      if (broken)
+        brokenGroups.insert(f.doc);
+      return push(f.doc, f.indent, broken);
+    }
     }
   }
 
@@ -163,6 +168,7 @@ private:
 
   unsigned width;
   std::vector<Frame> stack;
+  llvm::SmallPtrSet<const Doc *, 8> brokenGroups;
   std::string out;
   std::string comments;
   size_t lineStart = 0;

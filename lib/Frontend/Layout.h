@@ -31,7 +31,8 @@ struct Doc {
   Kind kind;
   std::string text;
   std::vector<const Doc *> children;
-  bool broken = false; // of a group
+  bool broken = false;           // of a group: it cannot stand on one line
+  const Doc *follows = nullptr;  // of a group: it breaks if that earlier group broke
 };
 
 /// Makes documents and owns them.
@@ -51,8 +52,8 @@ public:
   const Doc *indent(std::vector<const Doc *> children) {
     return node(Doc::Kind::Indent, std::move(children));
   }
-  const Doc *group(std::vector<const Doc *> children) {
-    return node(Doc::Kind::Group, std::move(children));
+  const Doc *group(std::vector<const Doc *> children, const Doc *follows = nullptr) {
+    return node(Doc::Kind::Group, std::move(children), follows);
   }
 
   /// Lines of at most `width` columns where the document has breaks for it; indents by 2.
@@ -60,7 +61,8 @@ public:
 
 private:
   const Doc *leaf(Doc::Kind kind, llvm::StringRef text = "");
-  const Doc *node(Doc::Kind kind, std::vector<const Doc *> children);
+  const Doc *node(Doc::Kind kind, std::vector<const Doc *> children,
+                  const Doc *follows = nullptr);
 
   std::vector<std::unique_ptr<Doc>> docs;
 };

@@ -118,6 +118,7 @@ private:
     docs.push_back(layout.text(spelling(d.kind).str() + " "));
     docs.push_back(token(d.name));
     docs.push_back(token(d.open, "("));
+    const Doc *params = nullptr;
     if (!d.params.empty()) {
       Docs inside;
       for (const Param &p : d.params) {
@@ -128,14 +129,15 @@ private:
       }
       inside.push_back(layout.ifBroken(","));
       trailing(inside, d.close);
-      docs.push_back(layout.group({layout.indent(inside), layout.softLine(), token(d.close, ")")}));
+      params = layout.group({layout.indent(inside), layout.softLine(), token(d.close, ")")});
+      docs.push_back(params);
     } else {
       docs.push_back(token(d.close, ")"));
     }
     docs.push_back(layout.text(" "));
     docs.push_back(token(d.equals, "="));
     if (!d.block) {
-      docs.push_back(value(d.result));
+      docs.push_back(value(d.result, params));
       return;
     }
     docs.push_back(layout.text(" "));
@@ -152,14 +154,14 @@ private:
         body.push_back(value(s.value));
       } else {
         body.push_back(layout.text("require "));
-        body.push_back(layout.indent({expr(s.value)}));
+        body.push_back(expr(s.value));
         body.push_back(layout.text(", "));
         body.push_back(token(s.messageLoc, "\"" + s.message.str() + "\""));
       }
     }
     statementLine(body, d.returnLoc, first);
     body.push_back(layout.text("return "));
-    body.push_back(layout.indent({expr(d.result)}));
+    body.push_back(expr(d.result));
     startLine(body, d.blockClose, false, /*atEnd=*/true);
     docs.push_back(layout.indent(body));
     docs.push_back(layout.hardLine());
@@ -175,12 +177,12 @@ private:
     startLine(docs, loc, true);
   }
 
-  /// ` value` behind `=`, on a line of its own if it does not fit.
-  const Doc *value(const Expr *e) {
+  /// ` value` behind `=`, on a line of its own if it does not fit or the parameters took several.
+  const Doc *value(const Expr *e, const Doc *params = nullptr) {
     Docs docs;
     breakBefore(docs, layout.line(), firstLoc(e));
     docs.push_back(expr(e));
-    return layout.group({layout.indent(docs)});
+    return layout.group({layout.indent(docs)}, params);
   }
 
   void param(Docs &docs, const Param &p) {
