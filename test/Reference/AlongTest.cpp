@@ -8,13 +8,14 @@ namespace {
 const std::string kType = "!kvp.tensor<[token], f32>";
 
 /// `%s = kvp.<op> ... along "token" <options>` of the line, admitted where x < `below`.
-std::vector<float> along(const std::string &op, const std::string &options,
-                         std::vector<float> line, bool where = false) {
+std::vector<float> along(const std::string &op, const std::string &options, std::vector<float> line,
+                         bool where = false) {
   std::string body = kLine;
   body += R"(
     %limit = arith.constant 100.0 : f64
     %in = kvp.map lt(%x, %limit) : (!kvp.tensor<[token], f32>, f64) -> !kvp.tensor<[token], i1>
-    %s = kvp.)" + op + " %x along \"token\" " + options;
+    %s = kvp.)" +
+          op + " %x along \"token\" " + options;
   if (where)
     body += " where %in : !kvp.tensor<[token], i1>";
   body += " : " + kType + " -> " + kType;

@@ -16,14 +16,15 @@ std::vector<float> parts(const std::string &options, const std::string &tail,
     %one = arith.constant 1 : i64
     %four = arith.constant 4 : i64
     %fill = arith.constant 9.0 : f64
-    %p = kvp.partition %x along "token" size 2 )" + options +
-          " : !kvp.tensor<[token], f32> -> " + kParts + "\n" + tail;
+    %p = kvp.partition %x along "token" size 2 )" +
+          options + " : !kvp.tensor<[token], f32> -> " + kParts + "\n" + tail;
   return Program(body, type).score(lineOf(std::move(line)));
 }
 
 std::vector<float> means(const std::string &options, std::vector<float> line) {
   return parts(options,
-               "%s = kvp.reduce mean %p over [\"slot\"] : " + kParts + " -> !kvp.tensor<[part], f32>",
+               "%s = kvp.reduce mean %p over [\"slot\"] : " + kParts +
+                   " -> !kvp.tensor<[part], f32>",
                "!kvp.tensor<[part], f32>", std::move(line));
 }
 
@@ -56,8 +57,8 @@ TEST(Axes, missingSlotsAreAbsentWhereverTheyGo) {
 
 std::vector<float> joined(const std::string &options, std::vector<float> line) {
   return parts(options,
-               "%s = kvp.join %p like %x along \"token\" size 2 " + options + " fill %fill : " +
-                   kParts + ", !kvp.tensor<[token], f32>, f64 -> " + kType,
+               "%s = kvp.join %p like %x along \"token\" size 2 " + options +
+                   " fill %fill : " + kParts + ", !kvp.tensor<[token], f32>, f64 -> " + kType,
                kType, std::move(line));
 }
 

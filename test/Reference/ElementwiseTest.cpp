@@ -78,7 +78,8 @@ TEST(Elementwise, conditions) {
       %a = kvp.map lt(%x, %one) : (!kvp.tensor<[token], f32>, f64) -> !kvp.tensor<[token], i1>
       %b = kvp.map lt(%x, %two) : (!kvp.tensor<[token], f32>, f64) -> !kvp.tensor<[token], i1>
       %n = kvp.map not(%a) : (!kvp.tensor<[token], i1>) -> !kvp.tensor<[token], i1>
-      %y = kvp.map )" + fn + R"((%n, %b) : (!kvp.tensor<[token], i1>, !kvp.tensor<[token], i1>)
+      %y = kvp.map )" +
+            fn + R"((%n, %b) : (!kvp.tensor<[token], i1>, !kvp.tensor<[token], i1>)
         -> !kvp.tensor<[token], i1>
       %s = kvp.map float(%y) : (!kvp.tensor<[token], i1>) -> !kvp.tensor<[token], f32>)";
     return Program(body, kType).score(lineOf({1, 2, 3}));
@@ -93,8 +94,10 @@ TEST(Elementwise, integersStayIntegers) {
     std::string body = R"(
       %p = kvp.position %cache : !kvp.cache<0> -> !kvp.tensor<[token], i64>
       %c = arith.constant -3 : i64
-      %y = kvp.map )" + fn + "(%p, %c) : (!kvp.tensor<[token], i64>, i64) -> " + type + R"(
-      %s = kvp.map float(%y) : ()" + type + ") -> !kvp.tensor<[token], f32>";
+      %y = kvp.map )" + fn +
+                       "(%p, %c) : (!kvp.tensor<[token], i64>, i64) -> " + type + R"(
+      %s = kvp.map float(%y) : ()" +
+                       type + ") -> !kvp.tensor<[token], f32>";
     return Program(body, kType).score(lineOf({0, 0, 0}));
   };
   expectNear(integers("add"), {-3, -2, -1});
@@ -115,9 +118,9 @@ TEST(Elementwise, axesUniteByName) {
     %s = kvp.map sub(%a, %b) : (!kvp.tensor<[token], f32>, !kvp.tensor<[head], f32>)
       -> !kvp.tensor<[token, head], f32>)";
   // Heads (1, 2, 4) and (10, 20, 40): per token 11, 22, 44, per head 7, 70.
-  expectNear(Program(body, "!kvp.tensor<[token, head], f32>")
-                 .score(rowOf(2, 3, 1, {1, 2, 4, 10, 20, 40})),
-             {4, -59, 15, -48, 37, -26});
+  expectNear(
+      Program(body, "!kvp.tensor<[token, head], f32>").score(rowOf(2, 3, 1, {1, 2, 4, 10, 20, 40})),
+      {4, -59, 15, -48, 37, -26});
 }
 
 TEST(Elementwise, whereTakesIntegersAmongFloats) {
@@ -156,7 +159,8 @@ std::vector<float> host(const std::string &lines, const std::string &type) {
   body += R"(
     %nought = arith.constant 0.0 : f64
     %zeros = kvp.map mul(%x, %nought) : (!kvp.tensor<[token], f32>, f64) -> !kvp.tensor<[token], f32>
-    )" + lines + "\n%f = kvp.map float(%h) : (" + type + R"() -> f64
+    )" + lines +
+          "\n%f = kvp.map float(%h) : (" + type + R"() -> f64
     %s = kvp.map add(%zeros, %f) : (!kvp.tensor<[token], f32>, f64) -> !kvp.tensor<[token], f32>)";
   return Program(body, kType).score(lineOf({0}));
 }

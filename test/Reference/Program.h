@@ -112,7 +112,7 @@ inline void expectNear(const std::vector<float> &got, const std::vector<float> &
 }
 
 /// `%x`: [token] of the only head and channel.
-inline const char *const kLine = R"(
+inline const std::string kLine = R"(
   %keys = kvp.input keys of %cache : !kvp.cache<0> -> !kvp.tensor<[head, token, channel], f32>
   %x = kvp.reduce sum %keys over ["head", "channel"]
     : !kvp.tensor<[head, token, channel], f32> -> !kvp.tensor<[token], f32>

@@ -11,7 +11,8 @@ float reduceLine(const std::string &kind, std::vector<float> line, bool where = 
   body += R"(
     %limit = arith.constant 100.0 : f64
     %in = kvp.map lt(%x, %limit) : (!kvp.tensor<[token], f32>, f64) -> !kvp.tensor<[token], i1>
-    %s = kvp.reduce )" + kind + " %x over [\"token\"]";
+    %s = kvp.reduce )" +
+          kind + " %x over [\"token\"]";
   if (where)
     body += " where %in : !kvp.tensor<[token], i1>";
   body += " : !kvp.tensor<[token], f32> -> !kvp.tensor<[], f32>";
@@ -59,9 +60,11 @@ float reduceTo(const std::string &kind, const std::string &input, const std::str
   body += R"(
     %limit = arith.constant 100.0 : f64
     %in = kvp.map lt(%x, %limit) : (!kvp.tensor<[token], f32>, f64) -> !kvp.tensor<[token], i1>
-    %y = kvp.reduce )" + kind + " " + input + " over [\"token\"] : !kvp.tensor<[token], " +
+    %y = kvp.reduce )" +
+          kind + " " + input + " over [\"token\"] : !kvp.tensor<[token], " +
           (input == "%x" ? "f32" : "i1") + "> -> !kvp.tensor<[], " + element + R"(>
-    %s = kvp.map float(%y) : (!kvp.tensor<[], )" + element + R"(>) -> !kvp.tensor<[], f32>)";
+    %s = kvp.map float(%y) : (!kvp.tensor<[], )" +
+          element + R"(>) -> !kvp.tensor<[], f32>)";
   return Program(body, "!kvp.tensor<[], f32>").score(lineOf(std::move(line))).at(0);
 }
 
@@ -84,7 +87,8 @@ TEST(Reduce, severalAxesKeepTheOthers) {
     %k = kvp.input keys of %cache : !kvp.cache<0> -> !kvp.tensor<[head, token, channel], f32>
     %s = kvp.reduce sum %k over ["channel", "head"]
       : !kvp.tensor<[head, token, channel], f32> -> !kvp.tensor<[token], f32>)";
-  expectNear(Program(body, "!kvp.tensor<[token], f32>").score(rowOf(2, 2, 2, {1, 2, 3, 4, 10, 20, 30, 40})),
+  expectNear(Program(body, "!kvp.tensor<[token], f32>")
+                 .score(rowOf(2, 2, 2, {1, 2, 3, 4, 10, 20, 30, 40})),
              {33, 77});
 }
 
