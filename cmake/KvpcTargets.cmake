@@ -9,8 +9,6 @@
 #       RUNTIME: no LLVM, and exceptions and RTTI as in runtime/
 #   kvpc_warnings(target)
 #       the project's warnings, for targets made by hand (runtime/)
-#   kvpc_find_torch()
-#       makes the target kvpc_libtorch
 
 function(kvpc_warnings target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wno-unused-parameter)
@@ -78,22 +76,4 @@ function(kvpc_unittest name)
   endif()
   add_test(NAME ${name} COMMAND ${name})
   set_property(GLOBAL APPEND PROPERTY KVPC_UNITTESTS ${name})
-endfunction()
-
-# LibTorch as the target kvpc_libtorch, taken from its folder rather than by find_package(Torch):
-# a CUDA build of Torch would then ask for a CUDA toolkit, and the package overwrites
-# CMAKE_CUDA_ARCHITECTURES. Only the CPU half of the library is linked.
-function(kvpc_find_torch)
-  if(TARGET kvpc_libtorch)
-    return()
-  endif()
-  get_filename_component(root "${KVPC_TORCH_CMAKE_DIR}/../../.." ABSOLUTE)
-  foreach(lib c10 torch_cpu)
-    find_library(KVPC_LIB_${lib} ${lib} PATHS ${root}/lib NO_DEFAULT_PATH REQUIRED)
-  endforeach()
-  add_library(kvpc_libtorch INTERFACE IMPORTED GLOBAL)
-  target_include_directories(kvpc_libtorch SYSTEM INTERFACE
-                             ${root}/include ${root}/include/torch/csrc/api/include)
-  target_link_libraries(kvpc_libtorch INTERFACE ${KVPC_LIB_torch_cpu} ${KVPC_LIB_c10})
-  set_property(GLOBAL PROPERTY KVPC_TORCH_ROOT ${root})
 endfunction()
