@@ -1,0 +1,41 @@
+//===- Execute.h - one call of a press on tensors ---------------------------------------------===//
+#ifndef KVPC_TORCH_EXECUTE_H
+#define KVPC_TORCH_EXECUTE_H
+
+#include "kvpc/torch.h"
+
+namespace kvpc::torch {
+
+/// What a call is made from; operators and the class fill it alike.
+struct Request {
+  at::Tensor keys, values;
+  std::optional<at::Tensor> queries, unrotatedQueries, hidden, outputWeight;
+  std::optional<at::Tensor> rope; // inverse frequencies
+  double ropeScaling = 1;
+  bool ropeInterleaved = false;
+  std::optional<double> scale;
+  int64_t layer = 0, layers = 1;
+  std::optional<at::Tensor> lengths;
+  bool padRight = false;
+  std::optional<at::Tensor> originalPositions, seen;
+  std::vector<at::Tensor> weights; // at this layer
+  std::optional<at::Tensor> state; // uint8, of State
+};
+
+/// Checks everything, runs nothing.
+Sizes plan(const BoundPress &press, const Request &request, bool scores);
+
+Output compress(const BoundPress &press, const Request &request);
+/// Without keys and values: they are the first `tokens.size(2)` entries of the request's.
+Output compressInPlace(const BoundPress &press, const Request &request);
+Scores scores(const BoundPress &press, const Request &request);
+
+/// -> indices [..., kept], counts [...]
+std::pair<at::Tensor, at::Tensor> select(const at::Tensor &scores,
+                                         const std::optional<at::Tensor> &isProtected,
+                                         std::optional<double> drop, std::optional<int64_t> keep,
+                                         const std::optional<at::Tensor> &lengths, bool padRight);
+
+} // namespace kvpc::torch
+
+#endif
