@@ -17,14 +17,16 @@ constexpr int64_t kAhead = 8;          // rows prefetched ahead
 
 typedef uint8_t Sixteen __attribute__((ext_vector_type(16)));
 
-template <bool streaming> KVPC_INLINE void storeWords(char *to, Words v) {
+template <bool streaming>
+KVPC_INLINE void storeWords(char *to, Words v) {
   if constexpr (streaming)
     __builtin_nontemporal_store(v, reinterpret_cast<Words *>(to));
   else
     store(to, v);
 }
 
-template <bool streaming> KVPC_INLINE void copy(char *dst, const char *src, int64_t bytes) {
+template <bool streaming>
+KVPC_INLINE void copy(char *dst, const char *src, int64_t bytes) {
   int64_t i = 0;
   for (; i + 4 * kBytes <= bytes; i += 4 * kBytes) {
     Words a = load<Words>(src + i), b = load<Words>(src + i + kBytes);

@@ -1,9 +1,9 @@
 //===- Keys.h - integers that order scores ---------------------------------===//
 //
-// A score's key is an int32 that compares as the language orders scores: NaN lowest, then -inf, ...,
-// +inf, with -0 and +0 the same key. Keys are made from bits alone, so a host that flushes denormal
-// numbers gets the same order. Below and above all of them there is room for entries that are out
-// or in whatever their score.
+// A score's key is an int32 that compares as the language orders scores: NaN lowest, then -inf,
+// ..., +inf, with -0 and +0 the same key. Keys are made from bits alone, so a host that flushes
+// denormal numbers gets the same order. Below and above all of them there is room for entries that
+// are out or in whatever their score.
 //
 //===----------------------------------------------------------------------===//
 #ifndef KVPC_TARGET_CPU_PRIMITIVES_KEYS_H

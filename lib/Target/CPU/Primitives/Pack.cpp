@@ -82,12 +82,17 @@ int64_t kvpc_prim_panel_bytes(int64_t key_dtype, int64_t channels, int64_t parts
   return channels * kPanelRows * (pairs ? 2 * parts : 4);
 }
 
-void kvpc_prim_pack_rows(const void *q, int64_t q_dtype, int64_t group_stride,
-                         int64_t query_stride, int64_t groups, int64_t queries, int64_t channels,
+void kvpc_prim_pack_rows(const void *q, int64_t q_dtype, int64_t group_stride, int64_t query_stride,
+                         int64_t groups, int64_t queries, int64_t channels,
                          const int32_t *channel_ids, float scale, int64_t key_dtype, int64_t parts,
                          void *panels) {
-  Rows rows = {static_cast<const char *>(q), group_stride, query_stride, queries,
-               groups * queries,             channel_ids,  scale};
+  Rows rows = {static_cast<const char *>(q),
+               group_stride,
+               query_stride,
+               queries,
+               groups * queries,
+               channel_ids,
+               scale};
   int64_t bytes = kvpc_prim_panel_bytes(key_dtype, channels, parts);
   bool pairs = key_dtype == KVPC_BF16 && inPairs(channels);
   char *panel = static_cast<char *>(panels);

@@ -52,9 +52,9 @@ int64_t kvpc_prim_select(const float *score, const uint8_t *protect, const int32
 
 /// One selection for `heads` heads of n scores each (head h at score + h * stride, protect + h *
 /// stride): the best min(max(k, 0), heads * n) of all. `floor` entries of each head (the best of
-/// that head, clamped to 0 .. min(n, k / heads)) are chosen first. Of equals the earlier token wins,
-/// then the lower head; among more protected entries than k the later token, then the higher head.
-/// Head h's ids go to out + h * out_stride, ascending, their number to counts[h] (at most n);
+/// that head, clamped to 0 .. min(n, k / heads)) are chosen first. Of equals the earlier token
+/// wins, then the lower head; among more protected entries than k the later token, then the higher
+/// head. Head h's ids go to out + h * out_stride, ascending, their number to counts[h] (at most n);
 /// returns the sum of the counts.
 int64_t kvpc_prim_select_joint(const float *score, const uint8_t *protect, int64_t stride,
                                int64_t heads, int64_t n, int64_t k, int64_t floor, int32_t *out,
@@ -98,7 +98,8 @@ void kvpc_prim_gather_rows_channels(const void *src, int64_t src_stride_bytes, v
 /// Zeroes `rows` rows.
 void kvpc_prim_zero_rows(void *dst, int64_t dst_stride_bytes, int64_t rows, int64_t row_bytes);
 
-/// out[i] = start + ids[i] for i < count (start + i if `ids` is null), -1 for the others of `total`.
+/// out[i] = start + ids[i] for i < count (start + i if `ids` is null), -1 for the others of
+/// `total`.
 void kvpc_prim_tokens_out(const int32_t *ids, int64_t count, int64_t start, int64_t *out,
                           int64_t total);
 
@@ -119,8 +120,8 @@ int64_t kvpc_prim_panel_bytes(int64_t key_dtype, int64_t channels, int64_t parts
 /// q * scale in f32. Where panels hold bf16 it is then rounded to nearest even (exact with scale 1
 /// and q of bf16: give the contraction the scale); with parts = 2 the rest is rounded as a second
 /// part, for queries that were computed. Elsewhere `parts` is ignored.
-void kvpc_prim_pack_rows(const void *q, int64_t q_dtype, int64_t group_stride,
-                         int64_t query_stride, int64_t groups, int64_t queries, int64_t channels,
+void kvpc_prim_pack_rows(const void *q, int64_t q_dtype, int64_t group_stride, int64_t query_stride,
+                         int64_t groups, int64_t queries, int64_t channels,
                          const int32_t *channel_ids, float scale, int64_t key_dtype, int64_t parts,
                          void *panels);
 
@@ -165,12 +166,12 @@ void kvpc_prim_softmax_weights(float *x, int64_t tokens, int64_t row_stride, int
                                const float *m, const float *z);
 
 /// Factors of a stored tile: w = exp(reference - m) * (1 / z), 0 where reference is -inf or z is 0.
-void kvpc_prim_softmax_factors(const float *reference, const float *m, const float *z,
-                               int64_t rows, float *w);
+void kvpc_prim_softmax_factors(const float *reference, const float *m, const float *z, int64_t rows,
+                               float *w);
 
 /// sums[t] += sum over rows of x * w (of x if w is null). Rows r, r + L, r + 2 L ... are summed in
-/// lane r of L lanes, ascending, by fma from 0 (missing rows add nothing); then the lanes are folded
-/// by halves: lane i + lane i + L/2, and so on.
+/// lane r of L lanes, ascending, by fma from 0 (missing rows add nothing); then the lanes are
+/// folded by halves: lane i + lane i + L/2, and so on.
 void kvpc_prim_row_sums(const float *x, int64_t tokens, int64_t row_stride, int64_t rows,
                         const float *w, float *sums);
 
@@ -192,15 +193,15 @@ void kvpc_prim_rank(const float *x, const uint8_t *protect, const uint8_t *where
 void kvpc_prim_sort(const float *x, const uint8_t *where, int64_t n, float fill, float *out,
                     void *scratch);
 
-/// out[i] = x[0] + ... + x[i], ascending in double, each rounded to f32. Entries outside `where` add
-/// nothing and get 0. `out` may be x.
+/// out[i] = x[0] + ... + x[i], ascending in double, each rounded to f32. Entries outside `where`
+/// add nothing and get 0. `out` may be x.
 void kvpc_prim_cumsum(const float *x, const uint8_t *where, int64_t n, float *out);
 
 /// Index of the largest, of equals the first; NaN is left out. 0 if nothing is left.
 int64_t kvpc_prim_argmax(const float *x, const uint8_t *where, int64_t n);
 
 //===----------------------------------------------------------------------===//
-// Elementary functions: at most 2 ulp (gelu: of its largest term), exact at 0, inf and NaN
+// Elementary functions: at most 2.1 ulp (gelu: of its larger factor), exact at 0, inf and NaN
 //===----------------------------------------------------------------------===//
 // exp of results below the smallest normal number is 0. gelu is x / 2 * (1 + erf(x / sqrt 2)).
 // The scalar functions have no branches and may be vectorised by LLVM; they give the same bits as
@@ -216,14 +217,15 @@ float kvpc_prim_gelu(float x);
 float kvpc_prim_pow(float x, float y);
 
 // Vector forms, declared where the native vector type is known (Vector.h):
-//   Lanes kvpc_prim_exp_v(Lanes), exp2_v, log_v, tanh_v, sigmoid_v, erf_v, gelu_v, pow_v(Lanes, Lanes)
+//   Lanes kvpc_prim_exp_v(Lanes), exp2_v, log_v, tanh_v, sigmoid_v, erf_v, gelu_v, pow_v(Lanes,
+//   Lanes)
 // In LLVM IR: <8 x float> or <16 x float> by value.
 
 //===----------------------------------------------------------------------===//
 // Random numbers: Random.h fixes counter, key and conversion
 //===----------------------------------------------------------------------===//
-// `extra` is the row-major linear index over the axes that are not layer, head or token; coordinates
-// that the value does not have are 0.
+// `extra` is the row-major linear index over the axes that are not layer, head or token;
+// coordinates that the value does not have are 0.
 
 /// In [0, 1), a multiple of 2^-24.
 float kvpc_prim_uniform(int64_t seed, int64_t layer, int64_t head, int64_t position, int64_t extra);

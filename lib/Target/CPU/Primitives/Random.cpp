@@ -49,13 +49,12 @@ void kvpc_prim_uniform_row(int64_t seed, int64_t layer, int64_t head, const int6
                            int64_t first, int64_t extra, int64_t n, float *out) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    LongWords position = positions
-                             ? load<LongWords>(positions + i)
-                             : LongWords(uint64_t(first + i)) +
-                                   __builtin_convertvector(kIota, LongWords);
+    LongWords position =
+        positions ? load<LongWords>(positions + i)
+                  : LongWords(uint64_t(first + i)) + __builtin_convertvector(kIota, LongWords);
     LongWords word = blocksAt(seed, layer, head, position, extra).word[0];
-    store(out + i, __builtin_convertvector(__builtin_convertvector(word >> 8, Ints), Lanes) *
-                       0x1p-24f);
+    store(out + i,
+          __builtin_convertvector(__builtin_convertvector(word >> 8, Ints), Lanes) * 0x1p-24f);
   }
   for (; i < n; ++i)
     out[i] = kvpc_prim_uniform(seed, layer, head, positions ? positions[i] : first + i, extra);

@@ -8,8 +8,8 @@
 //   uniform  word 0 of the result: its upper 24 bits times 2^-24
 //   normal   words 2 and 3, by Box and Muller in double, rounded to float (gaussianOf)
 //
-// `position` is the token's original position; `extra` the row-major linear index over the axes that
-// are not layer, head or token; what a value has no axis for is 0. Plain C++ for any host.
+// `position` is the token's original position; `extra` the row-major linear index over the axes
+// that are not layer, head or token; what a value has no axis for is 0. Plain C++ for any host.
 //
 //===----------------------------------------------------------------------===//
 #ifndef KVPC_TARGET_CPU_PRIMITIVES_RANDOM_H

@@ -5,8 +5,8 @@
 // values; then one sweep writes the ids above it and as many of the equals as are still wanted.
 //
 //===----------------------------------------------------------------------===//
-#include "Selection.h"
 #include "Primitives.h"
+#include "Selection.h"
 
 namespace kvpc::prim {
 

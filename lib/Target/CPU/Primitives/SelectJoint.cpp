@@ -28,8 +28,8 @@ static void markFloor(const float *score, const uint8_t *protect, int64_t n, int
 }
 
 /// Deals `take` of the entries equal to `bound` to the heads in the order of (token, head).
-static void dealEquals(const int32_t *keys, int64_t padded, int64_t heads, int64_t n,
-                       int32_t bound, int64_t take, bool newest, int64_t *quota) {
+static void dealEquals(const int32_t *keys, int64_t padded, int64_t heads, int64_t n, int32_t bound,
+                       int64_t take, bool newest, int64_t *quota) {
   for (int64_t i = 0; i < n && take; ++i)
     for (int64_t h = 0; h < heads && take; ++h) {
       int64_t token = newest ? n - 1 - i : i, head = newest ? heads - 1 - h : h;
@@ -75,8 +75,8 @@ int64_t kvpc_prim_select_joint(const float *score, const uint8_t *protect, int64
   bool contest = contenders > k - heads * floor;
   for (int64_t h = 0; h < heads; ++h) {
     int32_t *mine = keys + h * padded;
-    keysOf(score + h * stride, protectOf(h), n,
-           contest ? Protection::Contest : Protection::First, mine);
+    keysOf(score + h * stride, protectOf(h), n, contest ? Protection::Contest : Protection::First,
+           mine);
     if (floor)
       for (int64_t i = 0; i < n; ++i)
         mine[i] = chosen[h * n + i] ? kFirstKey : mine[i];

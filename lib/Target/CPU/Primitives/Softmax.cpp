@@ -12,7 +12,8 @@ using namespace kvpc::prim;
 namespace {
 
 /// `vectors` whole vectors, or one with `count` lanes.
-template <int vectors, bool whole> struct Columns {
+template <int vectors, bool whole>
+struct Columns {
   int64_t count;
 
   KVPC_ALWAYS_INLINE Lanes get(const float *at, int v, float rest = 0.0f) const {
@@ -27,7 +28,8 @@ template <int vectors, bool whole> struct Columns {
 };
 
 /// Calls body(Columns, first row) over all rows.
-template <typename Body> KVPC_INLINE void overRows(int64_t rows, Body body) {
+template <typename Body>
+KVPC_INLINE void overRows(int64_t rows, Body body) {
   int64_t r = 0;
   for (; r + 4 * kLanes <= rows; r += 4 * kLanes)
     body.template operator()<4>(Columns<4, true>{0}, r);
@@ -127,8 +129,8 @@ void kvpc_prim_softmax_weights(float *x, int64_t tokens, int64_t row_stride, int
   });
 }
 
-void kvpc_prim_softmax_factors(const float *reference, const float *m, const float *z,
-                               int64_t rows, float *w) {
+void kvpc_prim_softmax_factors(const float *reference, const float *m, const float *z, int64_t rows,
+                               float *w) {
   overRows(rows, [=]<int vectors>(auto columns, int64_t r) __attribute__((always_inline)) {
     for (int v = 0; v < vectors; ++v) {
       Lanes c = columns.get(reference + r, v), all = columns.get(m + r, v);

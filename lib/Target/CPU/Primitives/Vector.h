@@ -52,13 +52,15 @@ constexpr Ints kIota = {0, 1, 2, 3, 4, 5, 6, 7};
 #endif
 
 /// A value at an address that need not be aligned.
-template <typename T> KVPC_INLINE T load(const void *from) {
+template <typename T>
+KVPC_INLINE T load(const void *from) {
   struct __attribute__((packed, may_alias)) Unaligned {
     T value;
   };
   return static_cast<const Unaligned *>(from)->value;
 }
-template <typename T> KVPC_INLINE void store(void *to, T value) {
+template <typename T>
+KVPC_INLINE void store(void *to, T value) {
   struct __attribute__((packed, may_alias)) Unaligned {
     T value;
   };
@@ -69,10 +71,12 @@ template <typename T> KVPC_INLINE void store(void *to, T value) {
 KVPC_INLINE Mask firstLanes(int64_t count) {
   return __builtin_convertvector(kIota < int32_t(count < kLanes ? count : kLanes), Mask);
 }
-template <typename V, typename T> KVPC_INLINE V loadFirst(const T *from, int64_t count, T rest) {
+template <typename V, typename T>
+KVPC_INLINE V loadFirst(const T *from, int64_t count, T rest) {
   return __builtin_masked_load(firstLanes(count), from, V(rest));
 }
-template <typename V, typename T> KVPC_INLINE void storeFirst(T *to, V v, int64_t count) {
+template <typename V, typename T>
+KVPC_INLINE void storeFirst(T *to, V v, int64_t count) {
   __builtin_masked_store(firstLanes(count), v, to);
 }
 
@@ -136,18 +140,6 @@ KVPC_INLINE int64_t compress(int32_t *to, Ints v, uint32_t mask) {
   return __builtin_popcount(mask);
 }
 
-/// f32 of one bf16 or f16 number, in all lanes.
-KVPC_INLINE Lanes broadcastHalf(const uint16_t *from) {
-#ifdef __AVX512F__
-  return Lanes(_mm512_cvtph_ps(_mm256_set1_epi16(int16_t(*from))));
-#elif KVPC_PRIM_LANES == 16
-  Lanes v;
-  v.lo = v.hi = _mm256_cvtph_ps(_mm_set1_epi16(int16_t(*from)));
-  return v;
-#else
-  return Lanes(_mm256_cvtph_ps(_mm_set1_epi16(int16_t(*from))));
-#endif
-}
 KVPC_INLINE float fromBf16(uint16_t x) { return __builtin_bit_cast(float, uint32_t(x) << 16); }
 KVPC_INLINE float fromF16(uint16_t x) { return _cvtsh_ss(x); }
 

@@ -10,8 +10,8 @@ namespace kvpc {
 constexpr unsigned kPrimitiveLevels = 3;
 
 /// LLVM bitcode of all primitives at a level. Every symbol but kvpc_prim_* may be made internal at
-/// once, and those once linked; memcpy, memmove and memset must stay as they are (hidden, weak), for
-/// code generation may call them.
+/// once, and those once linked; memcpy, memmove and memset must stay as they are (hidden, weak),
+/// for code generation may call them.
 llvm::StringRef primitivesBitcode(unsigned level);
 
 } // namespace kvpc
