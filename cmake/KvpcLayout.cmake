@@ -24,3 +24,11 @@ endfunction()
 
 kvpc_mirror(kvpc_python runtime/python/kvpc python/kvpc)
 kvpc_mirror(kvpc_presses presses share/kvpc/presses)
+
+# What a user runs, without the tests.
+add_custom_target(product)
+foreach(target kvpc kvpc_torch kvpc_python kvpc_presses)
+  if(TARGET ${target})
+    add_dependencies(product ${target})
+  endif()
+endforeach()

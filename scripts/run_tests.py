@@ -78,9 +78,9 @@ def from_junit(suite, report):
     for case in cases:
         name = f"{suite}:{case.get('classname')}::{case.get('name')}"
         if suite == "lit":
-            # classname is `kvpc.folder`, with dots in the name made underscores by lit
-            folder = (case.get("classname") or "").partition(".")[2].replace(".", "/")
-            name = f"lit:{folder}/{case.get('name')}".replace(":/", ":")
+            # classname is `kvpc.folder/subfolder`, or `kvpc.kvpc` at the top
+            folder = (case.get("classname") or "").removeprefix("kvpc.")
+            name = f"lit:{folder}/{case.get('name')}"
         bad = [*case.iter("failure"), *case.iter("error")]
         skip = case.find("skipped")
         if bad:
@@ -96,7 +96,13 @@ def lit_suite():
     report, log = LOGS / "lit.xml", LOGS / "lit.log"
     report.unlink(missing_ok=True)
     code = run(
-        [sys.executable, "-m", "lit.main", "-v", f"-j{JOBS}", "--timeout", str(PROGRAM_LIMIT_S)]
+        [
+            Path(sys.executable).with_name("lit"),
+            "-v",
+            f"-j{JOBS}",
+            "--timeout",
+            str(PROGRAM_LIMIT_S),
+        ]
         + ["--xunit-xml-output", report, BUILD / "test"],
         log,
         SUITE_LIMIT_S,
@@ -170,15 +176,19 @@ def allowed_skips():
             continue
         pattern, _, reason = line.partition(" -- ")
         if not reason.strip():
-            sys.exit(f"error: test/allowed-skips.txt:{number}: a skip needs ` -- ` and a reason")
+            raise ValueError(f"test/allowed-skips.txt:{number}: a skip needs ` -- ` and a reason")
         patterns.append(re.compile(".*".join(map(re.escape, pattern.strip().split("*")))))
     return patterns
 
 
 def main():
     parts = sys.argv[1:] or list(SUITES)
-    patterns = allowed_skips()
     results = []
+    try:
+        patterns = allowed_skips()
+    except (OSError, ValueError) as error:
+        print(f"  FAIL {error}")
+        patterns, results = [], [Result("skips:list", "failed", str(error))]
     for part in parts:
         start = time.monotonic()
         try:
