@@ -70,7 +70,6 @@ void initializeLLVM() {
     LLVMInitializeX86Target();
     LLVMInitializeX86TargetMC();
     LLVMInitializeX86AsmPrinter();
-    LLVMInitializeX86AsmParser(); // inline assembly of the primitives
     install_fatal_error_handler(handleFatalError);
     CrashRecoveryContext::Enable();
   });
@@ -115,15 +114,45 @@ std::unique_ptr<TargetMachine> createMachine(const CodegenOptions &options, std:
                                   std::nullopt, effort));
 }
 
-/// Adds those of the level's primitives that the module uses, with all that they use.
+/// Small primitives, those that their author wants inlined, come in as bitcode. The others are in
+/// an object of the level (Objects/), under names with a prefix; of their bitcode only the
+/// attributes are of use, which tell what memory they touch.
 Error linkPrimitives(Module &module, Level level) {
   StringRef bitcode = primitivesBitcode(unsigned(level));
   Expected<std::unique_ptr<Module>> primitives = getLazyBitcodeModule(
       MemoryBufferRef(bitcode, "primitives"), module.getContext(), /*ShouldLazyLoadMetadata=*/true);
   if (!primitives)
     return primitives.takeError();
+  std::string prefix = ("level" + Twine(unsigned(level)) + ".").str();
+  bool inlined = false;
+  for (Function &declared : module) {
+    StringRef name = declared.getName();
+    if (!declared.isDeclaration() || !name.starts_with("kvpc_prim_") ||
+        name.starts_with("kvpc_prim_f64_"))
+      continue;
+    const Function *primitive = (*primitives)->getFunction(name);
+    if (!primitive)
+      return failure("there is no primitive `" + name + "`");
+    if (declared.getFunctionType() != primitive->getFunctionType()) {
+      std::string types;
+      raw_string_ostream(types) << "`" << *declared.getFunctionType() << "`, but it is `"
+                                << *primitive->getFunctionType() << "`";
+      return failure("the primitive `" + name + "` is declared as " + types);
+    }
+    if (primitive->hasFnAttribute(Attribute::AlwaysInline)) {
+      inlined = true;
+      continue;
+    }
+    declared.setAttributes(primitive->getAttributes());
+    declared.setName(prefix + name);
+  }
+  if (!inlined)
+    return Error::success();
   (*primitives)->setDataLayout(module.getDataLayout());
   (*primitives)->setTargetTriple(module.getTargetTriple());
+  // It would bring in memcpy, which is an object too.
+  if (GlobalVariable *used = (*primitives)->getNamedGlobal("llvm.compiler.used"))
+    used->eraseFromParent();
   if (Linker::linkModules(module, std::move(*primitives), Linker::LinkOnlyNeeded))
     return failure("the primitives cannot be linked");
   return Error::success();
@@ -133,10 +162,9 @@ Error linkPrimitives(Module &module, Level level) {
 /// only then does LLVM inline them into each other.
 void setAttributes(Module &module, const StringSet<> &exports, const LevelDescription &level) {
   for (GlobalObject &object : module.global_objects()) {
-    // memcpy and its like: code generation may call them yet.
-    if (object.getName().starts_with("llvm.") || object.hasWeakLinkage())
+    if (object.getName().starts_with("llvm."))
       continue;
-    // The only definitions elsewhere are those of HostMath, in the same shared object.
+    // The only definitions elsewhere are those of Objects/, in the same shared object.
     if (object.isDeclaration()) {
       object.setVisibility(GlobalValue::HiddenVisibility);
       continue;

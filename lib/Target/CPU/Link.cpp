@@ -1,5 +1,5 @@
 //===- Link.cpp - objects to a shared object, by lld in process ------------===//
-#include "HostMath/HostMath.h"
+#include "Objects/Objects.h"
 #include "Target.h"
 
 #include "lld/Common/Driver.h"
@@ -143,8 +143,9 @@ Error linkModule(ArrayRef<std::string> objects, StringRef headerSection, StringR
       return error;
   if (Error error = inputs.write(headerObject(headerSection)))
     return error;
-  if (Error error = inputs.write(hostMathObject()))
-    return error;
+  for (StringRef object : targetObjects())
+    if (Error error = inputs.write(object))
+      return error;
 
   // Beside the result, so that renaming it is one step.
   SmallString<128> partial;

@@ -9,8 +9,8 @@
 // - `func.func private @X.parallel(!llvm.ptr, i64) attributes {kvpc.body = @X}`: gets the body that
 //   runs @X(frame, begin, end) through the host's parallel_for. The frame begins with the address
 //   of the kvpc_call.
-// - calls of `kvpc_prim_*`: hand-written functions (Primitives/, HostMath/), linked from bitcode and
-//   from an object that the compiler carries.
+// - calls of `kvpc_prim_*`: hand-written functions (Primitives/, Objects/HostMath.c), linked as bitcode
+//   or machine code that the compiler carries. A wrong name or type is an error.
 // - llvm.load and llvm.store of vectors: without an alignment, that of the element is meant.
 // - math on f32, as scalars and vectors of any length, and on f64 scalars. Nothing becomes a call of
 //   a C library: what is not implemented ends in an error.

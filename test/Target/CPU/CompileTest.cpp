@@ -168,7 +168,27 @@ llvm.func @f(%x: i64) -> i64 attributes {kvpc.export} {
   checkExp(serialFor, 2);
 }
 
-// The primitives' functions of one level, linked whole.
+TEST(Compile, PrimitivesAreChecked) {
+  EXPECT_EQ(compiled("llvm.func @kvpc_prim_exponential(f32) -> f32").error,
+            "cannot compile to machine code: there is no primitive `kvpc_prim_exponential`");
+  EXPECT_EQ(compiled("llvm.func @kvpc_prim_sort(!llvm.ptr, i64)").error,
+            "cannot compile to machine code: the primitive `kvpc_prim_sort` is declared as `void "
+            "(ptr, i64)`, but it is `void (ptr, ptr, i64, float, ptr, ptr)`");
+}
+
+// Of each level its own code.
+TEST(Compile, PrimitivesOfTheLevel) {
+  constexpr const char *kSource = R"(
+llvm.func @kvpc_prim_panel_rows() -> i64
+llvm.func @f() -> i64 attributes {kvpc.export} {
+  %rows = llvm.call @kvpc_prim_panel_rows() : () -> i64
+  llvm.return %rows : i64
+})";
+  for (unsigned level = 0; level < cpu::kLevels; ++level)
+    EXPECT_TRUE(contains(assembly(kSource, {cpu::Level(level), 2}).result,
+                         "\tlevel" + std::to_string(level) + ".kvpc_prim_panel_rows"));
+}
+
 TEST(Compile, PrimitivesAreLinked) {
   Library library(R"(
 llvm.func @kvpc_prim_argmax(!llvm.ptr, !llvm.ptr, i64) -> i64

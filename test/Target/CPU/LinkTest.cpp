@@ -1,7 +1,9 @@
 // The shared object: what it holds and what it must not.
 #include "Compiled.h"
 
+#include "lib/Target/CPU/Objects/Objects.h"
 #include "llvm/Object/ELFObjectFile.h"
+#include "llvm/ADT/StringSet.h"
 #include "llvm/Support/MemoryBuffer.h"
 #include <thread>
 
@@ -64,6 +66,33 @@ TEST(Link, HeaderExportsAndNothingElse) {
   for (const object::ELFSymbolRef symbol : parsed->getDynamicSymbolIterators())
     symbols.push_back(cantFail(symbol.getName()).str());
   EXPECT_EQ(symbols, std::vector<std::string>{"f"});
+}
+
+// The linker reports no missing symbol of code that it drops.
+TEST(Link, CarriedObjectsNeedNothingElse) {
+  llvm::StringSet<> defined;
+  for (StringRef bytes : targetObjects()) {
+    auto object = object::ELFObjectFile<object::ELF64LE>::create(MemoryBufferRef(bytes, "object"));
+    ASSERT_TRUE(bool(object)) << toString(object.takeError());
+    std::vector<std::string> undefined;
+    llvm::StringSet<> here;
+    for (const object::ELFSymbolRef symbol : object->symbols()) {
+      StringRef name = cantFail(symbol.getName());
+      uint32_t flags = cantFail(symbol.getFlags());
+      if (flags & object::SymbolRef::SF_Undefined) {
+        if (!name.empty())
+          undefined.push_back(name.str());
+      } else if (flags & object::SymbolRef::SF_Global) {
+        EXPECT_TRUE(defined.insert(name).second) << name.str() << " is there twice";
+        here.insert(name);
+      }
+    }
+    for (const std::string &name : undefined)
+      EXPECT_TRUE(here.contains(name)) << name;
+  }
+  for (const char *name : {"kvpc_prim_f64_pow", "memset", "level0.kvpc_prim_select",
+                           "level2.kvpc_prim_contract_bf16"})
+    EXPECT_TRUE(defined.contains(name)) << name;
 }
 
 TEST(Link, SameArgumentsSameFile) {
