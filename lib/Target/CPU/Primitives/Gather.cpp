@@ -60,7 +60,8 @@ void gather(const char *src, int64_t srcStride, char *dst, int64_t dstStride, co
     if (dense)
       while (i + run < count && ids[i + run] == ids[i] + run)
         ++run;
-    for (int64_t next = i + kAhead, end = least(next + run, count); next < end; ++next)
+    for (int64_t next = i + kAhead, end = least(next + least(run, kAhead), count); next < end;
+         ++next)
       prefetchRow(src + ids[next] * srcStride, ahead);
     const char *from = src + ids[i] * srcStride;
     char *to = dst + i * dstStride;

@@ -15,7 +15,7 @@
 // Conventions
 // - Counts, strides and extents are int64_t and may be 0. Strides count elements of the array they
 //   belong to, unless the name says bytes. `dtype` is kvpc_dtype of kvpc/abi.h.
-// - Ids are int32_t, ascending and distinct. Conditions are one byte an entry, 0 or not 0; a null
+// - Ids are int32_t, ascending and distinct; a row has fewer than 2^31 entries. Conditions are one byte an entry, 0 or not 0; a null
 //   condition of `protect` holds nowhere, of `where` everywhere.
 // - `scratch` is 64-byte aligned memory of the caller, as many bytes as the function of the same
 //   name ending in _scratch says; contents do not matter. Other pointers need only the alignment of
@@ -216,7 +216,7 @@ float kvpc_prim_erf(float x);
 float kvpc_prim_gelu(float x);
 float kvpc_prim_pow(float x, float y);
 
-// Vector forms, declared where the native vector type is known (Vector.h):
+// Vector forms, of the type Lanes of Vector.h (not declared here, C has no such type):
 //   Lanes kvpc_prim_exp_v(Lanes), exp2_v, log_v, tanh_v, sigmoid_v, erf_v, gelu_v, pow_v(Lanes,
 //   Lanes)
 // In LLVM IR: <8 x float> or <16 x float> by value.

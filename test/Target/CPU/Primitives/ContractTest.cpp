@@ -98,7 +98,7 @@ TEST(Contract, EveryDtypeShapeAndStride) {
   for (int64_t dtype : {KVPC_F32, KVPC_BF16, KVPC_F16})
     for (int64_t channels : {1, 2, 7, 64, 80, 128})
       for (auto [groups, queries] : {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {4, 16}, {1, 130}})
-        for (int64_t tokens : {0, 1, 2, 5, 6, 7, 13, 126, 245})
+        for (int64_t tokens : {0, 1, 2, 3, 4, 5, 6, 13, 126, 245})
           for (bool byIds : {false, true}) {
             expectContraction(dtype, groups, queries, channels, tokens, channels % 3, byIds);
             if (HasFatalFailure()) {
@@ -107,6 +107,13 @@ TEST(Contract, EveryDtypeShapeAndStride) {
               return;
             }
           }
+}
+
+TEST(Contract, MoreChannelsThanABlockOfWidenedKeysHolds) {
+  for (int64_t dtype : {KVPC_F32, KVPC_BF16, KVPC_F16})
+    for (int64_t channels : {500, 901})
+      for (bool byIds : {false, true})
+        expectContraction(dtype, 1, 20, channels, 15, 3, byIds);
 }
 
 TEST(Contract, ATokenDoesNotDependOnItsTile) {

@@ -87,6 +87,25 @@ TEST(Select, LongRowsAndPeriodsOfTheSampling) {
   }
 }
 
+TEST(Select, DataMadeAgainstTheSampling) {
+  // The sampled entries, one of each eight, stand all below or all above the others, so that the
+  // bracket of the first round misses. Mirrors the sampling of Select.cpp.
+  const int64_t n = 8192;
+  std::vector<float> score = scores("normal", n);
+  for (bool low : {true, false}) {
+    uint32_t noise = 1;
+    for (float &x : score)
+      x = low ? std::abs(x) : -std::abs(x);
+    for (int64_t i = 0; i < n / 8; ++i) {
+      noise = noise * 1664525u + 1013904223u;
+      float &x = score[i * 8 + (noise >> 8) % 8];
+      x = -x;
+    }
+    for (int64_t k : {1, 50, 1023, 1024, 1025, 4096, 7167, 7168, 7169, 8000, 8191})
+      expectSelection(score, {}, k);
+  }
+}
+
 std::vector<std::vector<int32_t>> jointOracle(const std::vector<float> &score,
                                               const std::vector<uint8_t> &protect, int64_t heads,
                                               int64_t n, int64_t k, int64_t floor) {
