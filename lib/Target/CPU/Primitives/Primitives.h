@@ -15,8 +15,8 @@
 // Conventions
 // - Counts, strides and extents are int64_t and may be 0. Strides count elements of the array they
 //   belong to, unless the name says bytes. `dtype` is kvpc_dtype of kvpc/abi.h.
-// - Ids are int32_t, ascending and distinct; a row has fewer than 2^31 entries. Conditions are one byte an entry, 0 or not 0; a null
-//   condition of `protect` holds nowhere, of `where` everywhere.
+// - Ids are int32_t, ascending and distinct; a row has fewer than 2^31 entries. Conditions are one
+//   byte an entry, 0 or not 0; a null condition of `protect` holds nowhere, of `where` everywhere.
 // - `scratch` is 64-byte aligned memory of the caller, as many bytes as the function of the same
 //   name ending in _scratch says; contents do not matter. Other pointers need only the alignment of
 //   their elements. Outputs may not overlap inputs unless stated.
