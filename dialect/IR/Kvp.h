@@ -36,6 +36,10 @@ mlir::FailureOr<llvm::SmallVector<AxisAttr>> uniteAxes(llvm::ArrayRef<AxisAttr> 
 mlir::Type inferMapType(mlir::MLIRContext *context, Fn fn, mlir::TypeRange operands,
                         EmitError emitError = nullptr);
 
+/// The same tensor with its axes in the order head, group, query, part, slot, token, channel,
+/// feature, others by name. Results of kvp operations have it, so that equal axes are equal types.
+NamedTensorType inCanonicalOrder(NamedTensorType type);
+
 /// Whether the axis numbers entries of the cache (and so has a state): token, channel, part, slot.
 bool isCacheAxis(llvm::StringRef name);
 

@@ -32,6 +32,17 @@ FailureOr<SmallVector<AxisAttr>> kvpc::kvp::uniteAxes(ArrayRef<AxisAttr> a, Arra
   return axes;
 }
 
+NamedTensorType kvpc::kvp::inCanonicalOrder(NamedTensorType type) {
+  static constexpr StringRef order[] = {"head", "group", "query", "part",
+                                        "slot", "token", "channel", "feature"};
+  auto rank = [](StringRef name) {
+    return std::tuple(llvm::find(order, name.rtrim('\'')) - std::begin(order), name);
+  };
+  SmallVector<AxisAttr> axes(type.getAxes());
+  llvm::sort(axes, [&](AxisAttr a, AxisAttr b) { return rank(a.getName()) < rank(b.getName()); });
+  return NamedTensorType::get(type.getContext(), axes, type.getElementType());
+}
+
 namespace {
 
 enum class Kind { Bool, Int, Float };
@@ -197,12 +208,28 @@ Type kvpc::kvp::inferMapType(MLIRContext *context, Fn fn, TypeRange operands, Em
   if (!kind)
     return fail("`" + stringifyFn(fn) + "` does not take these element types");
   Type element = elementType(context, *kind, host);
-  return host ? element : NamedTensorType::get(context, axes, element);
+  return host ? element : Type(inCanonicalOrder(NamedTensorType::get(context, axes, element)));
+}
+
+/// Results list their axes in the canonical order, whatever the operands' order is.
+static void sortResults(SmallVectorImpl<Type> &types) {
+  for (Type &type : types)
+    if (auto tensor = dyn_cast<NamedTensorType>(type))
+      type = inCanonicalOrder(tensor);
 }
 
 #define INFER(OP)                                                                                  \
+  static LogicalResult infer##OP(MLIRContext *context, std::optional<Location> location,          \
+                                 OP::Adaptor op, SmallVectorImpl<Type> &out);                     \
   LogicalResult OP::inferReturnTypes(MLIRContext *context, std::optional<Location> location,      \
-                                     Adaptor op, SmallVectorImpl<Type> &out)
+                                     Adaptor op, SmallVectorImpl<Type> &out) {                    \
+    if (failed(infer##OP(context, location, op, out)))                                            \
+      return failure();                                                                           \
+    sortResults(out);                                                                             \
+    return success();                                                                             \
+  }                                                                                                \
+  static LogicalResult infer##OP(MLIRContext *context, std::optional<Location> location,          \
+                                 OP::Adaptor op, SmallVectorImpl<Type> &out)
 
 static AxisAttr axis(MLIRContext *context, StringRef name, int64_t extent = AxisAttr::kDynamic,
                      int64_t state = 0) {

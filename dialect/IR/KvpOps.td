@@ -56,8 +56,9 @@ class Kvp_Type<string name, string typeMnemonic> : TypeDef<Kvp_Dialect, name> {
 def Kvp_TensorType : Kvp_Type<"NamedTensor", "tensor"> {
   let summary = "values over named axes: `!kvp.tensor<[head, token/1], f32>`";
   let description = [{
-    Elements are i1, i64 or f32. Axis order carries no meaning for the program; ops list axes in the
-    order of first appearance. No two axes have one name.
+    Elements are i1, i64 or f32. Axis order carries no meaning for the program; results of operations
+    list axes in one canonical order: head, group, query, part, slot, token, channel, feature, others.
+    No two axes have one name.
   }];
   let parameters = (ins ArrayRefParameter<"AxisAttr">:$axes, "::mlir::Type":$elementType);
   let hasCustomAssemblyFormat = 1;

@@ -1,0 +1,274 @@
+//===- Entry.cpp - the plan and run functions of a press --------------------------------------===//
+#include "dialect/Conversion/Kernel.h"
+
+#include "kvpc/abi.h"
+#include "llvm/ADT/TypeSwitch.h"
+
+using namespace mlir;
+using namespace kvpc;
+using namespace kvpc::codegen;
+
+Kernel::Kernel(ModuleOp out, kvplan::PipelineOp pipeline, const Variant &variant, StringRef prefix)
+    : e(out, variant.lanes), pipeline(pipeline), variant(variant), prefix(prefix.str()) {
+  memo.emplace_back();
+  e.onRegion = [this](bool enter) {
+    if (enter)
+      memo.emplace_back();
+    else
+      memo.pop_back();
+  };
+}
+
+void Kernel::error(Operation *op, const Twine &text) {
+  failed = true;
+  op->emitError(text);
+}
+
+LogicalResult Kernel::emit() {
+  assignSlots();
+  emitPlan();
+  emitRun();
+  return failure(failed);
+}
+
+/// Gives every buffer, set and counter its slot in the frame, and names the cache states.
+void Kernel::assignSlots() {
+  auto slot = [&] { return slots++; };
+  chunkSlot = slot();
+  chunkSizeSlot = slot();
+  segmentsSlot = slot();
+  scratchSlot = slot();
+  scratchStride = slot();
+  states[pipeline.getBody().getArgument(0)] = {};
+  pipeline.walk<WalkOrder::PreOrder>([&](Operation *op) {
+    TypeSwitch<Operation *>(op)
+        .Case([&](kvplan::BufferOp b) {
+          unsigned address = slot();
+          buffers[b.getResult()] = {address, slot(), -1};
+        })
+        .Case([&](kvplan::TasksOp t) { flights[t] = slot(); })
+        .Case([&](kvplan::AccumulateOp a) { buffers[a.getBuffer()].partials = slot(); })
+        .Case([&](kvplan::StatisticsOp s) {
+          buffers[s.getMaximum()].partials = slot();
+          buffers[s.getInverse()].partials = slot();
+        })
+        .Case([&](kvplan::SelectOp s) {
+          CacheState state = states[s.getCache()];
+          state.before = s.getCache();
+          state.selection = s;
+          bool perHead = s.getScore().getType().getTensor().hasAxis("head");
+          if (s.getScore().getType().getTensor().hasAxis("channel")) {
+            state.channelsPerHead |= perHead;
+            state.channels = slot();
+          } else {
+            state.tokensPerHead |= perHead;
+            state.tokens = slot();
+            state.counts = slot();
+          }
+          states[s.getResult()] = state;
+        })
+        .Case([&](kvplan::FilterOp f) {
+          CacheState state = states[f.getCache()];
+          state.before = f.getCache();
+          state.selection = f;
+          state.tokensPerHead |= f.getCondition().getType().getTensor().hasAxis("head");
+          state.tokens = slot();
+          state.counts = slot();
+          states[f.getResult()] = state;
+        });
+  });
+}
+
+std::pair<Value, Value> Kernel::layout(const Row &row, Value workspace, Value state) {
+  Value used = e.constant(0), kept = e.constant(0);
+  auto place = [&](unsigned slot, Value bytes, bool inState) {
+    Value &offset = inState ? kept : used;
+    setSlot(row, slot, LLVM::PtrToIntOp::create(e, e.i64(), e.at(inState ? state : workspace, offset)));
+    offset = e.add(offset, e.roundUp(bytes, 64));
+  };
+  Value rows = field(row, offsetof(kvpc_call, batch));
+  Value heads = e.mul(rows, field(row, offsetof(kvpc_call, heads)));
+  Value tokens = field(row, offsetof(kvpc_call, tokens));
+  Value width = field(row, offsetof(kvpc_call, channels));
+  Value longest = e.max(tokens, width);
+
+  // Tasks in flight: enough for two items a thread where wide buffers are held, else all.
+  for (auto &[op, slot] : flights) {
+    auto tasksOp = cast<kvplan::TasksOp>(op);
+    Value total = taskCount(row, tasksOp.getSpace()), flight = e.max(total, e.constant(1));
+    bool wide = false;
+    tasksOp.walk([&](Operation *inner) {
+      for (Value operand : inner->getOperands())
+        if (auto b = operand.getDefiningOp<kvplan::BufferOp>())
+          wide |= b.getScope() == kvplan::Scope::Task;
+    });
+    if (wide) {
+      Value segments = e.constant(1);
+      for (auto p : tasksOp.getBody().getOps<kvplan::PassOp>()) {
+        segments = e.max(segments, segmentsOf(row, p, passEntries(row, p, true)));
+        break;
+      }
+      Value threads = e.max(field(row, offsetof(kvpc_call, threads)), e.constant(1));
+      flight = e.min(flight, e.ceilDiv(e.mul(threads, 2), segments));
+    }
+    setSlot(row, slot, flight);
+  }
+
+  for (auto &[buffer, where] : buffers) {
+    auto op = buffer.getDefiningOp<kvplan::BufferOp>();
+    Value bytes = taskBytes(row, buffer);
+    setSlot(row, where.stride, bytes);
+    Value count = op.getType().getTensor().hasAxis("head") ? heads : rows;
+    if (op.getScope() == kvplan::Scope::Task)
+      count = flightOf(row, buffer);
+    place(where.address, e.mul(bytes, count), op.getScope() == kvplan::Scope::State);
+    if (where.partials < 0)
+      continue;
+    for (Operation *user : buffer.getUsers())
+      if (auto p = user->getParentOfType<kvplan::PassOp>();
+          p && isa<kvplan::AccumulateOp, kvplan::StatisticsOp>(user)) {
+        Value segments = e.max(segmentsOf(row, p, passEntries(row, p, true)), e.constant(1));
+        Value inFlight = slotI64(row, flights[p->getParentOp()]);
+        place(where.partials, e.mul(e.mul(bytes, segments), inFlight), false);
+        break;
+      }
+  }
+  for (auto &[cache, info] : states) {
+    if (!info.selection)
+      continue;
+    const CacheState &before = states[info.before];
+    bool shared = info.selection->hasAttr("leader");
+    if (info.tokens != before.tokens) {
+      Value count = info.tokensPerHead ? heads : rows;
+      place(info.tokens, e.mul(e.mul(count, tokens), 4), shared);
+      place(info.counts, e.mul(count, 8), shared);
+    }
+    if (info.channels != before.channels)
+      place(info.channels, e.mul(e.mul(info.channelsPerHead ? heads : rows, width), 4), shared);
+  }
+  Value selecting = e.roundUp(e.call("kvpc_prim_select_scratch", e.i64(), longest), 64);
+  Value ids = e.roundUp(e.mul(longest, 4), 64);
+  Value ordering = e.roundUp(e.call("kvpc_prim_order_scratch", e.i64(), longest), 64);
+  Value scratch = e.max(e.add(selecting, e.mul(ids, 2)), ordering);
+  setSlot(row, scratchStride, scratch);
+  place(scratchSlot, e.mul(scratch, heads), false);
+  return {used, kept};
+}
+
+Value Kernel::flightOf(const Row &row, Value buffer) {
+  for (Operation *user : buffer.getUsers())
+    if (auto t = user->getParentOfType<kvplan::TasksOp>())
+      return slotI64(row, flights[t]);
+  return e.constant(1);
+}
+
+/// An exported function of one kvpc_call pointer.
+static func::FuncOp entry(Emitter &e, StringRef name) {
+  e.setInsertionPointToEnd(e.getModule().getBody());
+  auto f = func::FuncOp::create(e, name, e.getFunctionType({e.ptr()}, {e.i32()}));
+  f->setAttr("kvpc.export", e.getUnitAttr());
+  e.setInsertionPointToStart(f.addEntryBlock());
+  return f;
+}
+
+static Row begin(Emitter &e, func::FuncOp f, unsigned slots) {
+  Row row;
+  row.call = f.getArgument(0);
+  row.frame = LLVM::AllocaOp::create(e, e.ptr(), e.i64(), e.constant(slots), /*alignment=*/64);
+  e.storeScalar(row.call, row.frame);
+  return row;
+}
+
+void Kernel::emitPlan() {
+  memo.clear();
+  memo.emplace_back();
+  auto f = entry(e, planName());
+  Row row = begin(e, f, slots);
+  auto compact = cast<kvplan::CompactOp>(pipeline.getBody().front().back());
+  Value cache = compact.getCache();
+  row.planning = true;
+  Value zero = e.constant(0);
+  Value status = e.constant(KVPC_OK);
+  auto sizes = e.loop(
+      zero, field(row, offsetof(kvpc_call, batch)), 1, ValueRange{zero, zero, status},
+      [&](Value b, ValueRange acc) {
+        Row own = row;
+        own.batch = b;
+        SmallVector<Value> out(acc);
+        out[0] = e.max(acc[0], length(own, cache));
+        out[1] = e.max(acc[1], channels(own, cache));
+        Value live = e.less(zero, perRow(own, offsetof(kvpc_call, length)));
+        for (auto require : pipeline.getBody().getOps<kvplan::RequireOp>()) {
+          Value holds = host(own, require.getCondition());
+          Value broken = e.both(live, e.select(holds, e.constantBool(false), e.constantBool(true)));
+          e.when(broken, [&] { writeError(own, require.getMessage()); });
+          out[2] = e.select(broken, e.constant(KVPC_ERROR_REQUIRE), out[2]);
+        }
+        return out;
+      });
+  auto set = [&](int64_t offset, Value v) { e.storeScalar(v, e.at(row.call, offset)); };
+  set(offsetof(kvpc_call, kept), sizes[0]);
+  set(offsetof(kvpc_call, kept_channels), sizes[1]);
+  Value null = LLVM::ZeroOp::create(e, e.ptr());
+  auto [workspace, state] = layout(row, null, null);
+  set(offsetof(kvpc_call, workspace_bytes), workspace);
+  set(offsetof(kvpc_call, state_bytes), state);
+  func::ReturnOp::create(e, ValueRange{arith::TruncIOp::create(e, e.i32(), sizes[2])});
+}
+
+/// Copies a message of the program into the caller's buffer, cut to its size.
+void Kernel::writeError(const Row &row, StringRef message) {
+  std::string name = prefix + ".message." + std::to_string(messages++);
+  {
+    OpBuilder::InsertionGuard guard(e);
+    e.setInsertionPointToStart(e.getModule().getBody());
+    std::string text = message.str() + std::string(1, '\0');
+    auto type = LLVM::LLVMArrayType::get(e.getI8Type(), text.size());
+    LLVM::GlobalOp::create(e, type, /*isConstant=*/true, LLVM::Linkage::Internal, name,
+                           e.getStringAttr(text));
+  }
+  Value out = fieldPtr(row, offsetof(kvpc_call, error));
+  e.when(e.isNull(out), [] {}, [&] {
+    Value from = LLVM::AddressOfOp::create(e, e.ptr(), name);
+    Value size = field(row, offsetof(kvpc_call, error_size));
+    Value count = e.min(e.constant(message.size() + 1), size);
+    e.loop(e.constant(0), count, 1, [&](Value i) {
+      e.storeScalar(e.loadScalar(e.getI8Type(), e.at(from, i)), e.at(out, i));
+    });
+  });
+}
+
+void Kernel::emitRun() {
+  memo.clear();
+  memo.emplace_back();
+  auto f = entry(e, runName());
+  Row row = begin(e, f, slots);
+  layout(row, fieldPtr(row, offsetof(kvpc_call, workspace)),
+         fieldPtr(row, offsetof(kvpc_call, state)));
+  Block &block = pipeline.getBody().front();
+  sequence(row, block.begin(), block.end());
+  Value ok = arith::ConstantOp::create(e, e.getI32IntegerAttr(KVPC_OK));
+  func::ReturnOp::create(e, ok);
+}
+
+void Kernel::sequence(const Row &row, Block::iterator from, Block::iterator to) {
+  for (auto it = from; it != to; ++it) {
+    memo.emplace_back(); // steps change what loads give
+    Operation *op = &*it;
+    if (auto t = dyn_cast<kvplan::TasksOp>(op))
+      onLeader(row, t.getLeader(), [&] { tasks(row, t); });
+    else if (auto s = dyn_cast<kvplan::SelectOp>(op))
+      select(row, s);
+    else if (auto s = dyn_cast<kvplan::FilterOp>(op))
+      filter(row, s);
+    else if (auto c = dyn_cast<kvplan::CompactOp>(op))
+      compact(row, c);
+    memo.pop_back();
+    if (auto s = dyn_cast<kvplan::ScoresOp>(op)) {
+      e.when(
+          e.isNull(fieldPtr(row, offsetof(kvpc_call, out_scores))),
+          [&] { sequence(row, std::next(it), to); }, [&] { scores(row, s); });
+      return;
+    }
+  }
+}

@@ -1,0 +1,356 @@
+//===- Host.cpp - the call's fields, host scalars, extents of axes ----------------------------===//
+#include "dialect/Conversion/Kernel.h"
+
+#include "kvpc/abi.h"
+#include "mlir/Dialect/Math/IR/Math.h"
+#include "llvm/ADT/TypeSwitch.h"
+
+using namespace mlir;
+using namespace kvpc;
+using namespace kvpc::codegen;
+
+Value Kernel::remember(std::vector<const void *> key, function_ref<Value()> compute) {
+  for (auto &scope : llvm::reverse(memo))
+    if (auto it = scope.find(key); it != scope.end())
+      return it->second;
+  Value v = compute();
+  memo.back()[std::move(key)] = v;
+  return v;
+}
+
+Value Kernel::slotI64(const Row &row, unsigned slot) { return e.loadI64(row.frame, 8 * slot); }
+Value Kernel::slotPtr(const Row &row, unsigned slot) { return e.loadPtr(row.frame, 8 * slot); }
+void Kernel::setSlot(const Row &row, unsigned slot, Value value) {
+  e.storeScalar(value, e.at(row.frame, 8 * slot));
+}
+
+Value Kernel::perRow(const Row &row, int64_t offset) {
+  return e.loadScalar(e.i64(), e.at(fieldPtr(row, offset), e.mul(row.batch, 8)));
+}
+
+Value Kernel::cacheOfState(int64_t state) {
+  for (auto &[cache, info] : states)
+    if (cast<kvp::CacheType>(cache.getType()).getState() == state)
+      return cache;
+  llvm_unreachable("every cache state has a value");
+}
+
+Value Kernel::length(const Row &row, Value cache) {
+  return remember({cache.getAsOpaquePointer(), row.batch.getAsOpaquePointer(), "length"}, [&] {
+    const CacheState &state = states[cache];
+    if (!state.selection)
+      return perRow(row, offsetof(kvpc_call, length));
+    if (!state.tokens || state.before == cache)
+      return length(row, state.before);
+    if (row.planning) {
+      auto op = dyn_cast<kvplan::SelectOp>(state.selection);
+      Value n = length(row, state.before);
+      if (!op)
+        return n;
+      if (!op.getPartSize())
+        return op.getScore().getType().getTensor().hasAxis("channel") ? n : keptOf(row, op);
+      return e.min(e.mul(keptOf(row, op), *op.getPartSize()), n);
+    }
+    Value index = row.batch;
+    if (state.tokensPerHead) {
+      index = e.mul(index, field(row, offsetof(kvpc_call, heads)));
+      if (row.head)
+        index = e.add(index, row.head);
+    }
+    return e.loadScalar(e.i64(), e.at(slotPtr(row, state.counts), e.mul(index, 8)));
+  });
+}
+
+Value Kernel::channels(const Row &row, Value cache) {
+  const CacheState &state = states[cache];
+  if (!state.selection)
+    return variant.channels ? e.constant(variant.channels)
+                            : field(row, offsetof(kvpc_call, channels));
+  auto op = dyn_cast<kvplan::SelectOp>(state.selection);
+  if (op && op.getScore().getType().getTensor().hasAxis("channel"))
+    return keptOf(row, op);
+  return channels(row, state.before);
+}
+
+Value Kernel::keptOf(const Row &row, kvplan::SelectOp op) {
+  return remember({op.getOperation(), row.batch.getAsOpaquePointer(), "kept"}, [&] {
+    auto tensor = op.getScore().getType().getTensor();
+    Value n;
+    if (tensor.hasAxis("channel"))
+      n = channels(row, op.getCache());
+    else if (tensor.hasAxis("token"))
+      n = length(row, op.getCache());
+    else
+      n = extent(row, writtenTo(op.getScore()), "part");
+    return e.min(e.max(host(row, op.getCount()), e.constant(1)), n);
+  });
+}
+
+//===------------------------------------------------------------------------------------------===//
+// Host scalars
+//===------------------------------------------------------------------------------------------===//
+
+Value Kernel::parameter(const Row &row, BlockArgument arg, int64_t offset, Type type) {
+  int64_t index = 0;
+  for (BlockArgument other : arg.getOwner()->getArguments().slice(1)) {
+    if (other == arg)
+      break;
+    index += !isa<kvp::NamedTensorType>(other.getType());
+  }
+  Value base = fieldPtr(row, offsetof(kvpc_call, parameters));
+  return e.loadScalar(type, e.at(base, index * sizeof(kvpc_scalar) + offset));
+}
+
+/// int(n (1 - r)) in double.
+static Value dropped(Emitter &e, Value n, Value ratio) {
+  Value kept = arith::SubFOp::create(e, e.constantF64(1), ratio);
+  Value share = arith::MulFOp::create(e, arith::SIToFPOp::create(e, e.f64(), n), kept);
+  return arith::FPToSIOp::create(e, e.i64(), share);
+}
+
+Value Kernel::budgetOf(const Row &row, Value budget, Value n) {
+  Value count;
+  if (auto op = budget.getDefiningOp<kvp::BudgetOp>()) {
+    Value amount = host(row, op.getAmount());
+    count = amount.getType().isF64() ? dropped(e, n, amount) : amount;
+  } else {
+    auto arg = cast<BlockArgument>(budget);
+    Value keep = parameter(row, arg, offsetof(kvpc_scalar, i), e.i64());
+    Value ratio = parameter(row, arg, offsetof(kvpc_scalar, f), e.f64());
+    Value drops = e.less(keep, e.constant(0));
+    count = e.select(drops, dropped(e, n, ratio), keep);
+  }
+  return e.min(e.max(count, e.constant(1)), n);
+}
+
+Value Kernel::host(const Row &row, Value scalar) {
+  return remember({scalar.getAsOpaquePointer(), row.batch.getAsOpaquePointer()}, [&]() -> Value {
+    if (auto arg = dyn_cast<BlockArgument>(scalar))
+      return arg.getType().isF64()
+                 ? parameter(row, arg, offsetof(kvpc_scalar, f), e.f64())
+                 : parameter(row, arg, offsetof(kvpc_scalar, i), e.i64());
+    Operation *op = scalar.getDefiningOp();
+    return TypeSwitch<Operation *, Value>(op)
+        .Case([&](arith::ConstantOp c) { return arith::ConstantOp::create(e, c.getValue()); })
+        .Case([&](kvp::MapOp m) { return hostMap(row, m); })
+        .Case([&](kvp::ScaleOp) {
+          return e.loadScalar(e.f64(), e.at(row.call, offsetof(kvpc_call, scale)));
+        })
+        .Case([&](kvp::ExtentOp x) { return extent(row, x.getLike(), x.getAxis()); })
+        .Case([&](kvp::BudgetOfOp b) { return budgetOf(row, b.getBudget(), host(row, b.getN())); })
+        .Case([&](kvp::BudgetIsDropOp b) -> Value {
+          if (auto made = b.getBudget().getDefiningOp<kvp::BudgetOp>())
+            return e.constantBool(made.getAmount().getType().isF64());
+          Value keep = parameter(row, cast<BlockArgument>(b.getBudget()), 0, e.i64());
+          return e.less(keep, e.constant(0));
+        })
+        .Case([&](kvp::BudgetShareOp b) -> Value {
+          Value n = arith::SIToFPOp::create(e, e.f64(), host(row, b.getN()));
+          auto share = [&](Value ratio) -> Value {
+            Value kept = arith::SubFOp::create(e, e.constantF64(1), ratio);
+            return arith::MulFOp::create(e, n, kept);
+          };
+          if (auto made = b.getBudget().getDefiningOp<kvp::BudgetOp>()) {
+            Value amount = host(row, made.getAmount());
+            return amount.getType().isF64()
+                       ? share(amount)
+                       : arith::SIToFPOp::create(e, e.f64(), amount).getResult();
+          }
+          auto arg = cast<BlockArgument>(b.getBudget());
+          Value keep = parameter(row, arg, offsetof(kvpc_scalar, i), e.i64());
+          Value ratio = parameter(row, arg, offsetof(kvpc_scalar, f), e.f64());
+          return e.select(e.less(keep, e.constant(0)), share(ratio),
+                          arith::SIToFPOp::create(e, e.f64(), keep));
+        })
+        .Case([&](kvp::DimOp d) {
+          switch (d.getDim()) {
+          case kvp::Dim::Length:
+            return length(row, d.getCache());
+          case kvp::Dim::Channels:
+            return channels(row, d.getCache());
+          case kvp::Dim::Seen:
+            return perRow(row, offsetof(kvpc_call, seen));
+          case kvp::Dim::Layer:
+            return field(row, offsetof(kvpc_call, layer));
+          case kvp::Dim::Layers:
+            return field(row, offsetof(kvpc_call, layers));
+          case kvp::Dim::Heads:
+            return field(row, offsetof(kvpc_call, heads));
+          case kvp::Dim::Groups:
+            return field(row, offsetof(kvpc_call, groups));
+          }
+          llvm_unreachable("dimension");
+        })
+        .Default([&](Operation *other) {
+          error(other, "is not a host scalar that kernels know");
+          return e.constantOf(scalar.getType(), 0);
+        });
+  });
+}
+
+Value Kernel::hostMap(const Row &row, kvp::MapOp op) {
+  SmallVector<Value> x;
+  for (Value operand : op.getOperands())
+    x.push_back(host(row, operand));
+  bool compares = op.getResult().getType().isInteger(1);
+  bool floats = op.getResult().getType().isF64() ||
+                (compares && llvm::any_of(x, [](Value v) { return v.getType().isF64(); }));
+  if (floats)
+    for (auto [i, v] : llvm::enumerate(x))
+      if (v.getType().isInteger(64))
+        x[i] = arith::SIToFPOp::create(e, e.f64(), v);
+  return applyFn(op.getFn(), x, op.getResult().getType());
+}
+
+//===------------------------------------------------------------------------------------------===//
+// Extents
+//===------------------------------------------------------------------------------------------===//
+
+Value Kernel::writtenTo(Value buffer) {
+  for (Operation *user : buffer.getUsers()) {
+    if (auto store = dyn_cast<kvplan::StoreOp>(user))
+      return store.getValue();
+    if (auto accumulate = dyn_cast<kvplan::AccumulateOp>(user))
+      if (accumulate.getBuffer() == buffer)
+        return accumulate.getValue();
+    if (auto order = dyn_cast<kvplan::OrderOp>(user))
+      if (order.getResult() == buffer)
+        return writtenTo(order.getInput());
+  }
+  return {};
+}
+
+/// The tensor and axis from which an axis of `tensor` comes: through renames, maps and buffers.
+static std::pair<Value, StringRef> originOf(Value tensor, StringRef axis,
+                                            function_ref<Value(Value)> writtenTo) {
+  while (Operation *op = tensor.getDefiningOp()) {
+    if (auto rename = dyn_cast<kvp::RenameOp>(op)) {
+      if (axis == rename.getTo())
+        axis = rename.getFrom();
+      tensor = rename.getInput();
+      continue;
+    }
+    if (auto sort = dyn_cast<kvp::SortOp>(op)) {
+      if (axis == sort.getTo())
+        axis = sort.getAxis();
+      tensor = sort.getInput();
+      continue;
+    }
+    if (auto join = dyn_cast<kvp::JoinOp>(op)) {
+      tensor = axis == join.getAxis() ? join.getLike() : join.getInput();
+      continue;
+    }
+    if (isa<kvp::PartitionOp>(op) && (axis == "part" || axis == "slot"))
+      return {tensor, axis};
+    if (isa<kvp::InputOp, kvp::PositionOp, kvp::CausalOp, kvp::IotaOp, kvp::UniformOp>(op))
+      return {tensor, axis};
+    Value next;
+    if (auto load = dyn_cast<kvplan::LoadOp>(op)) {
+      next = writtenTo(load.getBuffer());
+      if (!next || !cast<kvp::NamedTensorType>(next.getType()).hasAxis(axis))
+        return {tensor, axis};
+    } else {
+      for (Value operand : op->getOperands())
+        if (auto type = dyn_cast<kvp::NamedTensorType>(operand.getType());
+            type && type.hasAxis(axis)) {
+          next = operand;
+          break;
+        }
+    }
+    if (!next)
+      break;
+    tensor = next;
+  }
+  return {tensor, axis};
+}
+
+kvp::PartitionOp Kernel::partitionOf(Value tensor, StringRef axis) {
+  auto [origin, name] = originOf(tensor, axis, [&](Value b) { return writtenTo(b); });
+  return origin.getDefiningOp<kvp::PartitionOp>();
+}
+
+Value Kernel::partsOf(const Row &row, Value n, kvp::PartitionOp op) {
+  Value size = e.constant(op.getSize());
+  return op.getWhole() ? e.div(n, size) : e.ceilDiv(n, size);
+}
+
+/// Entries that a partition divides: to - from, never below 0.
+static Value partitioned(Emitter &e, Value from, Value to) {
+  return e.max(e.sub(to, from), e.constant(0));
+}
+
+Value Kernel::extent(const Row &row, Value tensor, StringRef name) {
+  if (auto fixed = staticExtent(tensor, name))
+    return e.constant(*fixed);
+  auto [origin, axis] = originOf(tensor, name, [&](Value b) { return writtenTo(b); });
+  if (auto op = origin.getDefiningOp<kvp::PartitionOp>(); op && axis == "part") {
+    Value to = op.getTo() ? host(row, op.getTo()) : extent(row, op.getInput(), op.getAxis());
+    Value from = op.getFrom() ? host(row, op.getFrom()) : e.constant(0);
+    return partsOf(row, partitioned(e, from, to), op);
+  }
+  kvp::AxisAttr attr = cast<kvp::NamedTensorType>(origin.getType()).getAxis(axis);
+  StringRef base = axis.rtrim('\'');
+  if (base == "token")
+    return length(row, cacheOfState(attr.getState()));
+  if (base == "channel") {
+    auto input = origin.getDefiningOp<kvp::InputOp>();
+    if (input && input.getInput() == kvp::Input::Values)
+      return variant.channels ? e.constant(variant.channels)
+                              : field(row, offsetof(kvpc_call, value_channels));
+    return channels(row, cacheOfState(attr.getState()));
+  }
+  if (base == "head")
+    return field(row, offsetof(kvpc_call, heads));
+  if (base == "group")
+    return field(row, offsetof(kvpc_call, groups));
+  if (base == "query" && attr.isStatic())
+    return e.min(e.constant(attr.getExtent()), perRow(row, offsetof(kvpc_call, length)));
+  error(origin.getDefiningOp() ? origin.getDefiningOp() : pipeline.getOperation(),
+        "axis `" + name + "` has no extent that kernels know");
+  return e.constant(1);
+}
+
+std::optional<int64_t> Kernel::staticExtent(Value tensor, StringRef name) {
+  auto [origin, axis] = originOf(tensor, name, [&](Value b) { return writtenTo(b); });
+  if (auto op = origin.getDefiningOp<kvp::PartitionOp>())
+    if (axis == "slot")
+      return op.getSize();
+  kvp::AxisAttr attr = cast<kvp::NamedTensorType>(origin.getType()).getAxis(axis);
+  StringRef base = axis.rtrim('\'');
+  if (base == "channel" && variant.channels) {
+    auto input = origin.getDefiningOp<kvp::InputOp>();
+    bool whole = attr.getState() == 0 || (input && input.getInput() == kvp::Input::Values);
+    for (int64_t s = attr.getState(); !whole; --s) {
+      const CacheState &state = states[cacheOfState(s)];
+      if (state.channels && states[state.before].channels != state.channels)
+        break;
+      whole = s == 1;
+    }
+    if (whole)
+      return variant.channels;
+    return std::nullopt;
+  }
+  if (base != "query" && attr && attr.isStatic())
+    return attr.getExtent();
+  return std::nullopt;
+}
+
+Value Kernel::bound(const Row &row, Value tensor, StringRef name) {
+  if (auto fixed = staticExtent(tensor, name))
+    return e.constant(*fixed);
+  auto [origin, axis] = originOf(tensor, name, [&](Value b) { return writtenTo(b); });
+  if (auto op = origin.getDefiningOp<kvp::PartitionOp>(); op && axis == "part")
+    return e.ceilDiv(bound(row, op.getInput(), op.getAxis()), e.constant(op.getSize()));
+  StringRef base = axis.rtrim('\'');
+  if (base == "token")
+    return field(row, offsetof(kvpc_call, tokens));
+  if (base == "channel") {
+    auto input = origin.getDefiningOp<kvp::InputOp>();
+    return field(row, input && input.getInput() == kvp::Input::Values
+                          ? offsetof(kvpc_call, value_channels)
+                          : offsetof(kvpc_call, channels));
+  }
+  if (base == "query")
+    return e.constant(cast<kvp::NamedTensorType>(origin.getType()).getAxis(axis).getExtent());
+  return extent(row, tensor, name);
+}

@@ -1,0 +1,486 @@
+//===- Nest.cpp - buffers, and the loops that fill them ---------------------------------------===//
+//
+// A buffer's axes stand outermost first. `head` and the task choose the block of memory; inside it
+// entries (token, part) have a fixed stride, sized by upper bounds, and what lies inside an entry is
+// dense in the row's own extents.
+//
+//===------------------------------------------------------------------------------------------===//
+#include "dialect/Conversion/Kernel.h"
+
+#include "kvpc/abi.h"
+
+using namespace mlir;
+using namespace kvpc;
+using namespace kvpc::codegen;
+
+static bool isEntryAxis(StringRef name) {
+  StringRef base = name.rtrim('\'');
+  return base == "token" || base == "part";
+}
+
+Storage Kernel::storageOf(Value buffer) {
+  Type element = cast<kvplan::BufferType>(buffer.getType()).getTensor().getElementType();
+  return element.isF32() ? Storage::F32 : element.isInteger(64) ? Storage::I64 : Storage::Byte;
+}
+
+bool Kernel::isPanel(Value buffer) {
+  return llvm::any_of(buffer.getUsers(), [&](Operation *op) { return isa<kvplan::PackOp>(op); });
+}
+
+/// A tensor that stands for the axes of a buffer: what is written to it, else a load of it.
+Value Kernel::axesOf(Value buffer) {
+  if (Value written = writtenTo(buffer))
+    return written;
+  for (Operation *user : buffer.getUsers())
+    if (auto load = dyn_cast<kvplan::LoadOp>(user))
+      return load.getResult();
+  for (Operation *user : buffer.getUsers()) {
+    if (auto pack = dyn_cast<kvplan::PackOp>(user))
+      return pack.getRows();
+    if (auto statistics = dyn_cast<kvplan::StatisticsOp>(user))
+      return axesOf(statistics.getBuffer());
+  }
+  error(pipeline, "a buffer is never written");
+  return {};
+}
+
+Value Kernel::bufferExtent(const Row &row, Value buffer, StringRef axis, bool upper) {
+  kvp::AxisAttr attr = cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxis(axis);
+  StringRef base = axis.rtrim('\'');
+  if (base == "query" && attr.isStatic())
+    return upper ? e.constant(attr.getExtent())
+                 : e.min(e.constant(attr.getExtent()), perRow(row, offsetof(kvpc_call, length)));
+  if (base == "group")
+    return field(row, offsetof(kvpc_call, groups));
+  if (base == "token")
+    return upper ? field(row, offsetof(kvpc_call, tokens))
+                 : length(row, cacheOfState(attr.getState()));
+  Value tensor = axesOf(buffer);
+  return upper ? bound(row, tensor, axis) : extent(row, tensor, axis);
+}
+
+Value Kernel::axisStride(const Row &row, Value buffer, unsigned i) {
+  auto axes = cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes();
+  auto op = buffer.getDefiningOp<kvplan::BufferOp>();
+  if (axes[i].getName() == "head" && op.getScope() != kvplan::Scope::Task)
+    return e.div(slotI64(row, buffers[buffer].stride), e.constant(bytesOf(storageOf(buffer))));
+  if (axes[i].getName() == "head")
+    return e.constant(0);
+  auto inner = axes.drop_front(i + 1);
+  Value stride = e.constant(1);
+  if (isEntryAxis(axes[i].getName())) {
+    bool rows = false;
+    for (kvp::AxisAttr axis : inner) {
+      stride = e.mul(stride, bufferExtent(row, buffer, axis.getName(), /*upper=*/true));
+      rows |= axis.getName() != "slot";
+    }
+    return rows ? e.roundUp(stride, 64) : stride; // whole panels of a contraction
+  }
+  for (unsigned j = i + 1; j < axes.size(); ++j) {
+    if (isEntryAxis(axes[j].getName()))
+      return e.mul(stride, e.mul(bufferExtent(row, buffer, axes[j].getName(), true),
+                                 axisStride(row, buffer, j)));
+    stride = e.mul(stride, bufferExtent(row, buffer, axes[j].getName(), false));
+  }
+  return stride;
+}
+
+/// Bytes of a buffer for one task, a multiple of 64.
+Value Kernel::taskBytes(const Row &row, Value buffer) {
+  auto axes = cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes();
+  if (isPanel(buffer)) {
+    Value rows = e.constant(1), width;
+    for (kvp::AxisAttr axis : axes)
+      if (axis.getName() == "channel")
+        width = field(row, offsetof(kvpc_call, channels));
+      else if (axis.getName() != "head")
+        rows = e.mul(rows, bufferExtent(row, buffer, axis.getName(), true));
+    // f32, or two parts of bf16: 4 bytes an element.
+    return e.mul(e.mul(e.roundUp(rows, panelRows()), width), 4);
+  }
+  Value count = e.constant(1);
+  bool dense = true;
+  for (unsigned i = 0; i < axes.size() && dense; ++i) {
+    StringRef name = axes[i].getName();
+    if (name == "head")
+      continue;
+    count = e.mul(count, bufferExtent(row, buffer, name, true));
+    if (isEntryAxis(name)) {
+      count = e.mul(count, axisStride(row, buffer, i));
+      dense = false;
+    }
+  }
+  return e.roundUp(e.mul(count, bytesOf(storageOf(buffer))), 64);
+}
+
+Value Kernel::bufferBase(const Row &row, Value buffer) {
+  const BufferSlots &where = buffers[buffer];
+  auto op = buffer.getDefiningOp<kvplan::BufferOp>();
+  Value task;
+  if (op.getScope() == kvplan::Scope::Task) {
+    task = row.slot;
+  } else {
+    task = row.batch;
+    if (cast<kvplan::BufferType>(buffer.getType()).getTensor().hasAxis("head"))
+      task = e.mul(task, field(row, offsetof(kvpc_call, heads)));
+  }
+  return remember({buffer.getAsOpaquePointer(), task.getAsOpaquePointer(), "base"}, [&] {
+    return e.at(slotPtr(row, where.address), e.mul(task, slotI64(row, where.stride)));
+  });
+}
+
+Value Kernel::elementAddress(const Row &row, Value buffer, const Indices &at) {
+  Value offset = e.constant(0);
+  for (auto [i, axis] :
+       llvm::enumerate(cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes()))
+    offset = e.add(offset, e.mul(at.find(axis.getName())->base, axisStride(row, buffer, i)));
+  return e.at(bufferBase(row, buffer), e.mul(offset, bytesOf(storageOf(buffer))));
+}
+
+Indices Kernel::headIndex(const Row &row) {
+  Indices at;
+  if (row.head)
+    at = at.with("head", Index{row.head, {}, false});
+  return at;
+}
+
+void Kernel::forEach(ArrayRef<Range> ranges, StringRef lane, const Indices &at,
+                     function_ref<void(const Indices &)> body) {
+  std::function<void(size_t, const Indices &)> nest = [&](size_t depth, const Indices &here) {
+    if (depth < ranges.size()) {
+      const Range &r = ranges[depth];
+      if (r.axis == lane)
+        return nest(depth + 1, here);
+      e.loop(r.from, r.to, 1,
+             [&](Value i) { nest(depth + 1, here.with(r.axis, Index{i, {}, false})); });
+      return;
+    }
+    if (lane.empty())
+      return body(here);
+    const Range &r = *llvm::find_if(ranges, [&](const Range &x) { return x.axis == lane; });
+    Value rest = e.rem(e.sub(r.to, r.from), e.constant(e.lanes())), main = e.sub(r.to, rest);
+    e.loop(r.from, main, e.lanes(),
+           [&](Value i) { body(here.with(lane, Index{i, {}, true})); });
+    if (r.extent && *r.extent % e.lanes() == 0)
+      return;
+    e.when(e.less(e.constant(0), rest), [&] {
+      Indices tail = here.with(lane, Index{main, {}, true});
+      tail.mask = e.lanesBelow(rest);
+      body(tail);
+    });
+  };
+  nest(0, at);
+}
+
+/// Ranges of a buffer's axes; `over` (if not empty) from `from` to `to`.
+SmallVector<Kernel::Range> Kernel::bufferRanges(const Row &row, Value buffer, StringRef over,
+                                                Value from, Value to) {
+  SmallVector<Range> ranges;
+  for (kvp::AxisAttr axis : cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes()) {
+    StringRef name = axis.getName();
+    if (name == "head" && row.head)
+      continue;
+    if (name == over) {
+      ranges.push_back({name.str(), from, to, std::nullopt});
+      continue;
+    }
+    ranges.push_back({name.str(), e.constant(0), bufferExtent(row, buffer, name, false),
+                      axesOf(buffer) && name != "slot" ? staticExtent(axesOf(buffer), name)
+                                                       : std::nullopt});
+  }
+  return ranges;
+}
+
+void Kernel::store(const Row &row, kvplan::StoreOp op, StringRef over, Value from, Value to) {
+  Value buffer = op.getBuffer();
+  SmallVector<Range> ranges = bufferRanges(row, buffer, over, from, to);
+  SmallVector<StringRef> names =
+      llvm::map_to_vector(ranges, [](const Range &r) -> StringRef { return r.axis; });
+  StringRef lane = laneAxis(op.getValue(), names);
+  // Vectors are written whole, so lanes run along the buffer's last axis or not at all.
+  if (!names.empty() && lane != names.back())
+    lane = "";
+  forEach(ranges, lane, headIndex(row), [&](const Indices &at) {
+    Value v = value(row, op.getValue(), at);
+    Value address = elementAddress(row, buffer, at);
+    if (lane.empty())
+      e.store(storageOf(buffer), v, address);
+    else
+      e.storeVector(storageOf(buffer), v, address, at.mask);
+  });
+}
+
+//===------------------------------------------------------------------------------------------===//
+// Accumulators
+//===------------------------------------------------------------------------------------------===//
+
+static Kernel::Fold foldOf(kvplan::Combine kind) {
+  switch (kind) {
+  case kvplan::Combine::Sum:
+    return Kernel::Fold::Sum;
+  case kvplan::Combine::Max:
+    return Kernel::Fold::Max;
+  case kvplan::Combine::Min:
+    return Kernel::Fold::Min;
+  case kvplan::Combine::Any:
+    return Kernel::Fold::Any;
+  case kvplan::Combine::All:
+    return Kernel::Fold::All;
+  }
+  llvm_unreachable("combine");
+}
+
+/// Partial results of a segment: `[task in flight][segment][elements]`.
+Value Kernel::partialBase(const Row &row, Value buffer, Value segment) {
+  Value width = slotI64(row, buffers[buffer].stride);
+  Value index = e.add(e.mul(row.slot, slotI64(row, segmentsSlot)), segment);
+  return e.at(slotPtr(row, buffers[buffer].partials), e.mul(index, width));
+}
+
+/// Elements of a buffer of one task, dense in the row's extents.
+Value Kernel::elementCount(const Row &row, Value buffer) {
+  Value count = e.constant(1);
+  for (const Range &r : bufferRanges(row, buffer, "", {}, {}))
+    count = e.mul(count, r.to);
+  return count;
+}
+
+void Kernel::accumulate(const Row &row, kvplan::AccumulateOp op, StringRef over, Value segment,
+                        Value from, Value to, Value first) {
+  Value buffer = op.getBuffer();
+  Fold fold = foldOf(op.getKind());
+  Type element = op.getBuffer().getType().getTensor().getElementType();
+  SmallVector<Range> ranges = bufferRanges(row, buffer, "", {}, {});
+  SmallVector<StringRef> names =
+      llvm::map_to_vector(ranges, [](const Range &r) -> StringRef { return r.axis; });
+  StringRef lane = names.empty() ? StringRef() : laneAxis(op.getValue(), names);
+  if (!names.empty() && lane != names.back())
+    lane = "";
+  Value base = partialBase(row, buffer, segment);
+  Storage storage = storageOf(buffer);
+  forEach(ranges, lane, headIndex(row), [&](const Indices &at) {
+    Range sweep{over.str(), from, to, std::nullopt};
+    Value sum = reduceRanges(row, op.getValue(), sweep, fold, element, at, [&](const Indices &here) {
+      Value v = value(row, op.getValue(), here);
+      if (!op.getWhere())
+        return v;
+      Value inside = value(row, op.getWhere(), here);
+      Type t = e.isVector(v) || e.isVector(inside) ? Type(e.vec(element)) : element;
+      return e.select(inside, v, identity(fold, t));
+    });
+    Value offset = e.constant(0);
+    Value stride = e.constant(1);
+    for (const Range &r : llvm::reverse(ranges)) {
+      offset = e.add(offset, e.mul(at.find(r.axis)->base, stride));
+      stride = e.mul(stride, r.to);
+    }
+    Value address = e.at(base, e.mul(offset, bytesOf(storage)));
+    // The first tile of a segment starts from the identity, the others go on.
+    Value before = e.choose(
+        first, [&] { return identity(fold, sum.getType()); },
+        [&] {
+          return lane.empty() ? e.load(storage, address)
+                              : e.loadVector(storage, address, at.mask);
+        });
+    sum = foldPair(fold, before, sum);
+    if (lane.empty())
+      e.store(storage, sum, address);
+    else
+      e.storeVector(storage, sum, address, at.mask);
+  });
+}
+
+/// Folds the partial results of `segments` segments into the buffer.
+void Kernel::combinePartials(const Row &row, kvplan::AccumulateOp op, Value segments) {
+  Value buffer = op.getBuffer();
+  Fold fold = foldOf(op.getKind());
+  Storage storage = storageOf(buffer);
+  Type element = op.getBuffer().getType().getTensor().getElementType();
+  Value count = elementCount(row, buffer);
+  Value target = e.at(bufferBase(row, buffer), e.constant(0));
+  if (row.head && op.getBuffer().getType().getTensor().hasAxis("head") &&
+      buffer.getDefiningOp<kvplan::BufferOp>().getScope() != kvplan::Scope::Task)
+    target = e.at(target, e.mul(row.head, slotI64(row, buffers[buffer].stride)));
+  Value base = partialBase(row, buffer, e.constant(0));
+  Value width = slotI64(row, buffers[buffer].stride);
+  e.when(
+      e.less(e.constant(0), segments),
+      [&] {
+        if (storage == Storage::F32) {
+          StringRef tree = fold == Fold::Sum   ? "kvpc_prim_tree_add"
+                           : fold == Fold::Max ? "kvpc_prim_tree_max"
+                                               : "kvpc_prim_tree_min";
+          e.call(tree, {base, segments, e.div(width, e.constant(4))});
+          e.loop(e.constant(0), count, 1, [&](Value i) {
+            Value bytes = e.mul(i, 4);
+            e.store(storage, e.load(storage, e.at(base, bytes)), e.at(target, bytes));
+          });
+          return;
+        }
+        // Integers and conditions are exact: any order gives the same.
+        e.loop(e.constant(0), count, 1, [&](Value i) {
+          Value bytes = e.mul(i, bytesOf(storage));
+          Value sum = e.loop(e.constant(0), segments, 1, identity(fold, element),
+                             [&](Value s, ValueRange acc) {
+                               Value from = e.at(e.at(base, e.mul(s, width)), bytes);
+                               return SmallVector<Value>{
+                                   foldPair(fold, acc[0], e.load(storage, from))};
+                             })[0];
+          e.store(storage, sum, e.at(target, bytes));
+        });
+      },
+      [&] {
+        e.loop(e.constant(0), count, 1, [&](Value i) {
+          e.store(storage, identity(fold, element), e.at(target, e.mul(i, bytesOf(storage))));
+        });
+      });
+}
+
+//===------------------------------------------------------------------------------------------===//
+// Contraction and softmax statistics
+//===------------------------------------------------------------------------------------------===//
+
+void Kernel::pack(const Row &row, kvplan::PackOp op) {
+  Value panels = bufferBase(row, op.getBuffer());
+  Value width = extent(row, op.getRows(), "channel");
+  Value keyType = e.constant(variant.dtype), one = e.constant(1);
+  Value null = LLVM::ZeroOp::create(e, e.ptr());
+  if (auto input = op.getRows().getDefiningOp<kvp::InputOp>()) {
+    const int64_t tensor = offsetof(kvpc_call, queries_rotated);
+    auto stride = [&](unsigned i) {
+      return field(row, tensor + offsetof(kvpc_tensor, stride) + 8 * i);
+    };
+    Value rows = extent(row, input.getResult(), "query");
+    Value skip = e.sub(field(row, offsetof(kvpc_call, queries)), rows);
+    Value offset = e.add(e.add(e.mul(row.batch, stride(0)), e.mul(row.head, stride(1))),
+                         e.mul(skip, stride(3)));
+    Value q = e.at(fieldPtr(row, tensor), e.mul(offset, bytesOf(inputStorage())));
+    const CacheState &state = states[input.getCache()];
+    Value ids = null;
+    if (state.channels) {
+      Value table = row.batch;
+      if (state.channelsPerHead)
+        table = e.add(e.mul(table, field(row, offsetof(kvpc_call, heads))), row.head);
+      ids = e.at(slotPtr(row, state.channels),
+                 e.mul(e.mul(table, field(row, offsetof(kvpc_call, channels))), 4));
+    }
+    e.call("kvpc_prim_pack_rows",
+           {q, keyType, stride(2), stride(3), field(row, offsetof(kvpc_call, groups)), rows, width,
+            ids, e.constantF32(1), keyType, one, panels});
+    return;
+  }
+  // Computed rows: f32, dense, in two parts where panels hold bf16.
+  auto load = op.getRows().getDefiningOp<kvplan::LoadOp>();
+  if (!load) {
+    error(op, "packs an expression; it must be a host input or a buffer");
+    return;
+  }
+  Value rows = e.constant(1);
+  for (kvp::AxisAttr axis : load.getBuffer().getType().getTensor().getAxes())
+    if (axis.getName() != "head" && axis.getName() != "channel")
+      rows = e.mul(rows, bufferExtent(row, load.getBuffer(), axis.getName(), false));
+  Value q = elementBase(row, load.getBuffer());
+  e.call("kvpc_prim_pack_rows",
+         {q, e.constant(KVPC_F32), e.constant(0), width, one, rows, width, null, e.constantF32(1),
+          keyType, e.constant(2), panels});
+}
+
+/// Address of a buffer's first element for this task.
+Value Kernel::elementBase(const Row &row, Value buffer) {
+  Value base = bufferBase(row, buffer);
+  auto op = buffer.getDefiningOp<kvplan::BufferOp>();
+  if (row.head && op.getScope() != kvplan::Scope::Task &&
+      cast<kvplan::BufferType>(buffer.getType()).getTensor().hasAxis("head"))
+    base = e.at(base, e.mul(row.head, slotI64(row, buffers[buffer].stride)));
+  return base;
+}
+
+/// Rows of a contraction's or softmax' buffer: all axes inside an entry.
+Value Kernel::rowCount(const Row &row, Value buffer) {
+  Value rows = e.constant(1);
+  for (kvp::AxisAttr axis : cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes())
+    if (axis.getName() != "head" && !isEntryAxis(axis.getName()))
+      rows = e.mul(rows, bufferExtent(row, buffer, axis.getName(), false));
+  return rows;
+}
+
+/// Elements from one entry to the next.
+Value Kernel::entryStride(const Row &row, Value buffer) {
+  for (auto [i, axis] :
+       llvm::enumerate(cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes()))
+    if (isEntryAxis(axis.getName()))
+      return axisStride(row, buffer, i);
+  llvm_unreachable("a wide buffer has entries");
+}
+
+void Kernel::contract(const Row &row, kvplan::ContractOp op, Value from, Value to) {
+  auto input = op.getStream().getDefiningOp<kvp::InputOp>();
+  const CacheState &state = states[input.getCache()];
+  const int64_t tensor = input.getInput() == kvp::Input::Keys ? offsetof(kvpc_call, keys)
+                                                              : offsetof(kvpc_call, values);
+  auto stride = [&](unsigned i) {
+    return field(row, tensor + offsetof(kvpc_tensor, stride) + 8 * i);
+  };
+  Value offset = e.add(e.add(e.mul(row.batch, stride(0)), e.mul(row.head, stride(1))),
+                       e.mul(perRow(row, offsetof(kvpc_call, start)), stride(2)));
+  Value ids = LLVM::ZeroOp::create(e, e.ptr());
+  if (state.tokens) {
+    Value table = row.batch;
+    if (state.tokensPerHead)
+      table = e.add(e.mul(table, field(row, offsetof(kvpc_call, heads))), row.head);
+    Value first = e.add(e.mul(table, field(row, offsetof(kvpc_call, tokens))), from);
+    ids = e.at(slotPtr(row, state.tokens), e.mul(first, 4));
+  } else {
+    offset = e.add(offset, e.mul(from, stride(2)));
+  }
+  Value keys = e.at(fieldPtr(row, tensor), e.mul(offset, bytesOf(inputStorage())));
+  Value rows = rowCount(row, op.getBuffer());
+  Value panels = e.ceilDiv(rows, e.constant(panelRows()));
+  Value step = entryStride(row, op.getBuffer());
+  Value out = e.at(elementBase(row, op.getBuffer()), e.mul(e.mul(from, step), 4));
+  Value scale = e.toFloat(host(row, op.getScale()));
+  SmallVector<Value> args{keys, stride(2), ids, e.sub(to, from),
+                          extent(row, op.getStream(), "channel"), bufferBase(row, op.getPanels())};
+  if (variant.dtype == KVPC_BF16)
+    args.push_back(e.constant(packedParts(op.getPanels())));
+  args.append({panels, scale, out, step});
+  e.call(variant.dtype == KVPC_F32    ? "kvpc_prim_contract_f32"
+         : variant.dtype == KVPC_BF16 ? "kvpc_prim_contract_bf16"
+                                      : "kvpc_prim_contract_f16",
+         args);
+}
+
+int64_t Kernel::packedParts(Value panels) {
+  for (Operation *user : panels.getUsers())
+    if (auto pack = dyn_cast<kvplan::PackOp>(user))
+      return pack.getRows().getDefiningOp<kvp::InputOp>() ? 1 : 2;
+  return 1;
+}
+
+void Kernel::statistics(const Row &row, kvplan::StatisticsOp op, Value segment, Value from, Value to,
+                        Value first) {
+  Value rows = rowCount(row, op.getBuffer()), step = entryStride(row, op.getBuffer());
+  Value m = partialBase(row, op.getMaximum(), segment);
+  Value z = partialBase(row, op.getInverse(), segment);
+  e.when(first, [&] { e.call("kvpc_prim_softmax_begin", {m, z, rows}); });
+  Value x = e.at(elementBase(row, op.getBuffer()), e.mul(e.mul(from, step), 4));
+  e.call("kvpc_prim_softmax_tile", {x, e.sub(to, from), step, rows, m, z});
+}
+
+void Kernel::combineStatistics(const Row &row, kvplan::StatisticsOp op, Value segments) {
+  Value rows = rowCount(row, op.getBuffer());
+  Value m = partialBase(row, op.getMaximum(), e.constant(0));
+  Value z = partialBase(row, op.getInverse(), e.constant(0));
+  Value width = e.div(slotI64(row, buffers[op.getMaximum()].stride), e.constant(4));
+  e.when(e.less(segments, e.constant(1)), [&] { e.call("kvpc_prim_softmax_begin", {m, z, rows}); });
+  e.call("kvpc_prim_tree_softmax", {m, z, segments, width});
+  Value maximum = elementBase(row, op.getMaximum()), inverse = elementBase(row, op.getInverse());
+  e.loop(e.constant(0), rows, 1, [&](Value i) {
+    Value bytes = e.mul(i, 4), zero = e.constantF32(0);
+    Value sum = e.load(Storage::F32, e.at(z, bytes));
+    Value none = arith::CmpFOp::create(e, arith::CmpFPredicate::OEQ, sum, zero);
+    Value reciprocal = arith::DivFOp::create(e, e.constantF32(1), sum);
+    e.store(Storage::F32, e.select(none, zero, reciprocal), e.at(inverse, bytes));
+    e.store(Storage::F32, e.load(Storage::F32, e.at(m, bytes)), e.at(maximum, bytes));
+  });
+}

@@ -1,0 +1,435 @@
+//===- Steps.cpp - steps of a pipeline as parallel bodies -------------------------------------===//
+#include "dialect/Conversion/Kernel.h"
+
+#include "kvpc/abi.h"
+
+using namespace mlir;
+using namespace kvpc;
+using namespace kvpc::codegen;
+
+/// A function body(frame, begin, end) that runs `item` for every number in between.
+std::string Kernel::body(function_ref<void(const Row &, Value)> item) {
+  std::string name = prefix + ".body." + std::to_string(bodies++);
+  OpBuilder::InsertionGuard guard(e);
+  decltype(memo) outer;
+  std::swap(memo, outer);
+  memo.emplace_back();
+  e.setInsertionPointToEnd(e.getModule().getBody());
+  auto f = func::FuncOp::create(e, name, e.getFunctionType({e.ptr(), e.i64(), e.i64()}, {}));
+  f.setPrivate();
+  e.setInsertionPointToStart(f.addEntryBlock());
+  Row row;
+  row.frame = f.getArgument(0);
+  row.call = e.loadPtr(row.frame, 0);
+  e.loop(f.getArgument(1), f.getArgument(2), 1, [&](Value i) { item(row, i); });
+  func::ReturnOp::create(e);
+  e.setInsertionPointToEnd(e.getModule().getBody());
+  auto launcher = func::FuncOp::create(e, name + ".parallel",
+                                       e.getFunctionType({e.ptr(), e.i64()}, {}));
+  launcher.setPrivate();
+  launcher->setAttr("kvpc.body", FlatSymbolRefAttr::get(e.getContext(), name));
+  std::swap(memo, outer);
+  return name;
+}
+
+void Kernel::launch(const Row &row, StringRef name, Value count) {
+  func::CallOp::create(e, (name + ".parallel").str(), TypeRange{}, ValueRange{row.frame, count});
+}
+
+Value Kernel::taskCount(const Row &row, kvplan::Space space) {
+  Value batch = field(row, offsetof(kvpc_call, batch));
+  return space == kvplan::Space::Head ? e.mul(batch, field(row, offsetof(kvpc_call, heads))) : batch;
+}
+
+/// Row and head of task number `task`; `slot`: its place among those in flight.
+Row Kernel::taskRow(const Row &row, Value task, kvplan::Space space, Value slot) {
+  Row out = row;
+  out.slot = slot;
+  if (space == kvplan::Space::Batch) {
+    out.batch = task;
+    return out;
+  }
+  Value heads = field(row, offsetof(kvpc_call, heads));
+  out.batch = e.div(task, heads);
+  out.head = e.rem(task, heads);
+  return out;
+}
+
+void Kernel::onLeader(const Row &row, std::optional<int64_t> leader, function_ref<void()> then) {
+  if (!leader)
+    return then();
+  Value rest = e.rem(field(row, offsetof(kvpc_call, layer)), e.constant(*leader));
+  e.when(e.cmp(arith::CmpIPredicate::eq, rest, e.constant(0)), then);
+}
+
+//===------------------------------------------------------------------------------------------===//
+// Tasks
+//===------------------------------------------------------------------------------------------===//
+
+void Kernel::tasks(const Row &row, kvplan::TasksOp op) {
+  kvplan::Space space = op.getSpace();
+  Value total = taskCount(row, space), flight = slotI64(row, flights[op]);
+  e.loop(e.constant(0), e.ceilDiv(total, flight), 1, [&](Value chunk) {
+    Value first = e.mul(chunk, flight);
+    setSlot(row, chunkSlot, first);
+    setSlot(row, chunkSizeSlot, e.min(flight, e.sub(total, first)));
+    for (Operation &step : op.getBody().front()) {
+      if (auto p = dyn_cast<kvplan::PassOp>(step))
+        pass(row, p, space);
+      else if (auto s = dyn_cast<kvplan::SmallOp>(step))
+        small(row, s, space);
+      else if (auto o = dyn_cast<kvplan::OrderOp>(step))
+        order(row, o, space);
+    }
+  });
+}
+
+/// Entries of a pass' axis for a row.
+Value Kernel::passEntries(const Row &row, kvplan::PassOp op, bool upper) {
+  StringRef axis = op.getOver().getName();
+  if (axis == "token")
+    return upper ? field(row, offsetof(kvpc_call, tokens))
+                 : length(row, cacheOfState(op.getOver().getState()));
+  for (Operation &inner : op.getBody().front())
+    for (Value result : inner.getResults())
+      if (auto type = dyn_cast<kvp::NamedTensorType>(result.getType()))
+        if (type.getAxis(axis) == op.getOver())
+          return upper ? bound(row, result, axis) : extent(row, result, axis);
+  error(op, "sweeps over an axis that nothing in it has");
+  return e.constant(0);
+}
+
+Value Kernel::segmentsOf(const Row &row, kvplan::PassOp op, Value entries) {
+  return e.ceilDiv(entries, e.constant(op.getTile() * op.getSegment()));
+}
+
+void Kernel::pass(const Row &row, kvplan::PassOp op, kvplan::Space space) {
+  Value segments = segmentsOf(row, op, passEntries(row, op, /*upper=*/true));
+  segments = e.max(segments, e.constant(1));
+  setSlot(row, segmentsSlot, segments);
+  StringRef over = op.getOver().getName();
+  int64_t length = op.getTile() * op.getSegment();
+
+  std::string sweep = body([&](const Row &outer, Value item) {
+    Value perTask = slotI64(outer, segmentsSlot);
+    Value slot = e.div(item, perTask), segment = e.rem(item, perTask);
+    Row task = taskRow(outer, e.add(slotI64(outer, chunkSlot), slot), space, slot);
+    Value from = e.mul(segment, length);
+    Value to = e.min(e.add(from, length), passEntries(task, op, false));
+    e.loop(from, to, op.getTile(), [&](Value begin) {
+      Value end = e.min(e.add(begin, op.getTile()), to);
+      Value first = e.cmp(arith::CmpIPredicate::eq, begin, from);
+      for (Operation &inner : op.getBody().front()) {
+        // What a step writes, later steps of the tile may read: forget loads.
+        memo.emplace_back();
+        if (auto s = dyn_cast<kvplan::StoreOp>(inner))
+          store(task, s, over, begin, end);
+        else if (auto a = dyn_cast<kvplan::AccumulateOp>(inner))
+          accumulate(task, a, over, segment, begin, end, first);
+        else if (auto c = dyn_cast<kvplan::ContractOp>(inner))
+          contract(task, c, begin, end);
+        else if (auto s = dyn_cast<kvplan::StatisticsOp>(inner))
+          statistics(task, s, segment, begin, end, first);
+        memo.pop_back();
+      }
+    });
+  });
+  launch(row, sweep, e.mul(slotI64(row, chunkSizeSlot), segments));
+
+  auto finishes = [](Operation &inner) {
+    return isa<kvplan::AccumulateOp, kvplan::StatisticsOp>(inner);
+  };
+  if (llvm::none_of(op.getBody().front(), finishes))
+    return;
+  std::string combine = body([&](const Row &outer, Value slot) {
+    Row task = taskRow(outer, e.add(slotI64(outer, chunkSlot), slot), space, slot);
+    Value used = segmentsOf(task, op, passEntries(task, op, false));
+    for (Operation &inner : op.getBody().front()) {
+      if (auto a = dyn_cast<kvplan::AccumulateOp>(inner))
+        combinePartials(task, a, used);
+      else if (auto s = dyn_cast<kvplan::StatisticsOp>(inner))
+        combineStatistics(task, s, used);
+    }
+  });
+  launch(row, combine, slotI64(row, chunkSizeSlot));
+}
+
+void Kernel::small(const Row &row, kvplan::SmallOp op, kvplan::Space space) {
+  std::string work = body([&](const Row &outer, Value slot) {
+    Row task = taskRow(outer, e.add(slotI64(outer, chunkSlot), slot), space, slot);
+    for (Operation &inner : op.getBody().front()) {
+      memo.emplace_back();
+      if (auto s = dyn_cast<kvplan::StoreOp>(inner))
+        store(task, s, "", {}, {});
+      else if (auto p = dyn_cast<kvplan::PackOp>(inner))
+        pack(task, p);
+      memo.pop_back();
+    }
+  });
+  launch(row, work, slotI64(row, chunkSizeSlot));
+}
+
+void Kernel::order(const Row &row, kvplan::OrderOp op, kvplan::Space space) {
+  std::string work = body([&](const Row &outer, Value slot) {
+    Value number = e.add(slotI64(outer, chunkSlot), slot);
+    Row task = taskRow(outer, number, space, slot);
+    auto tensor = op.getInput().getType().getTensor();
+    StringRef axis = tensor.getAxes().back().getName();
+    Value n = bufferExtent(task, op.getInput(), axis, false);
+    Value scratch = e.at(slotPtr(task, scratchSlot), e.mul(number, slotI64(task, scratchStride)));
+    Value null = LLVM::ZeroOp::create(e, e.ptr());
+    SmallVector<Range> ranges = bufferRanges(task, op.getInput(), axis, e.constant(0), e.constant(1));
+    forEach(ranges, "", headIndex(task), [&](const Indices &at) {
+      auto address = [&](Value buffer) {
+        if (!buffer)
+          return null;
+        Indices own = at;
+        for (kvp::AxisAttr a : cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes())
+          if (!own.find(a.getName()))
+            own = own.with(a.getName(), Index{e.constant(0), {}, false});
+        return elementAddress(task, buffer, own);
+      };
+      Value x = address(op.getInput()), protect = address(op.getProtect()),
+            where = address(op.getWhere()), out = address(op.getResult());
+      switch (op.getKind()) {
+      case kvplan::Order::Rank:
+        e.call("kvpc_prim_rank", {x, protect, where, n, out, scratch});
+        break;
+      case kvplan::Order::Sort:
+        e.call("kvpc_prim_sort", {x, where, n, e.constantF32(0), out, scratch});
+        break;
+      case kvplan::Order::Cumsum:
+        e.call("kvpc_prim_cumsum", {x, where, n, out});
+        break;
+      }
+    });
+  });
+  launch(row, work, slotI64(row, chunkSizeSlot));
+}
+
+//===------------------------------------------------------------------------------------------===//
+// Selections
+//===------------------------------------------------------------------------------------------===//
+
+/// Number of the row (and head) in tables with or without a head axis.
+Value Kernel::tableIndex(const Row &row, bool perHead) {
+  if (!perHead)
+    return row.batch;
+  Value index = e.mul(row.batch, field(row, offsetof(kvpc_call, heads)));
+  return row.head ? e.add(index, row.head) : index;
+}
+
+/// Address of a row's ids in a table of `width` i32 each.
+Value Kernel::idsOf(const Row &row, unsigned slot, bool perHead, Value width) {
+  return e.at(slotPtr(row, slot), e.mul(e.mul(tableIndex(row, perHead), width), 4));
+}
+
+/// Writes chosen ids of the entries before as tokens of the row: through what was kept before.
+void Kernel::recordTokens(const Row &row, const CacheState &state, Value ids, Value count) {
+  Value width = field(row, offsetof(kvpc_call, tokens));
+  const CacheState &before = states[state.before];
+  if (before.tokens) {
+    Value outer = idsOf(row, before.tokens, before.tokensPerHead, width);
+    Value out = idsOf(row, state.tokens, state.tokensPerHead, width);
+    e.call("kvpc_prim_compose_sets", {outer, ids, count, out});
+  }
+  Value address = e.at(slotPtr(row, state.counts), e.mul(tableIndex(row, state.tokensPerHead), 8));
+  e.storeScalar(count, address);
+}
+
+/// Where a selection writes its ids: in the table itself unless they are numbers of survivors.
+Value Kernel::selectionTarget(const Row &row, const CacheState &state, Value scratch) {
+  if (states[state.before].tokens)
+    return scratch;
+  return idsOf(row, state.tokens, state.tokensPerHead, field(row, offsetof(kvpc_call, tokens)));
+}
+
+/// First element of a score, condition or protection of this row (and head).
+Value Kernel::scoreBase(const Row &row, Value buffer) {
+  if (!buffer)
+    return LLVM::ZeroOp::create(e, e.ptr());
+  return elementBase(row, buffer);
+}
+
+void Kernel::select(const Row &row, kvplan::SelectOp op) {
+  const CacheState state = states[op.getResult()];
+  auto tensor = op.getScore().getType().getTensor();
+  bool byChannel = tensor.hasAxis("channel");
+  bool perHead = byChannel ? state.channelsPerHead : state.tokensPerHead;
+  auto space = perHead ? kvplan::Space::Head : kvplan::Space::Batch;
+  std::string work = body([&](const Row &outer, Value number) {
+    Row task = taskRow(outer, number, space, number);
+    // Scratch of a task: the selection's own, then ids of survivors, then parts.
+    Value scratch = e.at(slotPtr(task, scratchSlot), e.mul(number, slotI64(task, scratchStride)));
+    Value width = e.max(field(task, offsetof(kvpc_call, tokens)),
+                        field(task, offsetof(kvpc_call, channels)));
+    Value ids = e.at(scratch, e.roundUp(e.call("kvpc_prim_select_scratch", e.i64(), width), 64));
+    Value parts = e.at(ids, e.roundUp(e.mul(width, 4), 64));
+    Value k = keptOf(task, op);
+    Value score = scoreBase(task, op.getScore()), protect = scoreBase(task, op.getProtect());
+    Value null = LLVM::ZeroOp::create(e, e.ptr());
+    auto choose = [&](Value n, Value out) {
+      return e.call("kvpc_prim_select", e.i64(), {score, protect, null, n, k, out, scratch});
+    };
+    if (byChannel) {
+      const CacheState &before = states[state.before];
+      Value table = field(task, offsetof(kvpc_call, channels));
+      Value out = idsOf(task, state.channels, state.channelsPerHead, table);
+      Value count = choose(channels(task, op.getCache()), before.channels ? ids : out);
+      if (before.channels)
+        e.call("kvpc_prim_compose_sets",
+               {idsOf(task, before.channels, before.channelsPerHead, table), ids, count, out});
+      return;
+    }
+    Value target = selectionTarget(task, state, ids);
+    Value n = length(task, op.getCache());
+    if (!op.getPartSize()) {
+      recordTokens(task, state, target, choose(n, target));
+      return;
+    }
+    Value chosen = choose(extent(task, writtenTo(op.getScore()), "part"), parts);
+    Value count = e.call("kvpc_prim_parts_to_tokens", e.i64(),
+                         {parts, chosen, e.constant(*op.getPartSize()), n, target});
+    recordTokens(task, state, target, count);
+  });
+  onLeader(row, op.getLeader(), [&] { launch(row, work, taskCount(row, space)); });
+}
+
+void Kernel::filter(const Row &row, kvplan::FilterOp op) {
+  const CacheState state = states[op.getResult()];
+  auto space = state.tokensPerHead ? kvplan::Space::Head : kvplan::Space::Batch;
+  std::string work = body([&](const Row &outer, Value number) {
+    Row task = taskRow(outer, number, space, number);
+    Value scratch = e.at(slotPtr(task, scratchSlot), e.mul(number, slotI64(task, scratchStride)));
+    Value target = selectionTarget(task, state, scratch);
+    Value count = e.call("kvpc_prim_mask_select", e.i64(),
+                         {scoreBase(task, op.getCondition()), length(task, op.getCache()), target});
+    recordTokens(task, state, target, count);
+  });
+  onLeader(row, op.getLeader(), [&] { launch(row, work, taskCount(row, space)); });
+}
+
+//===------------------------------------------------------------------------------------------===//
+// Results
+//===------------------------------------------------------------------------------------------===//
+
+void Kernel::scores(const Row &row, kvplan::ScoresOp op) {
+  auto tensor = op.getScore().getType().getTensor();
+  bool perHead = tensor.hasAxis("head");
+  auto space = perHead ? kvplan::Space::Head : kvplan::Space::Batch;
+  StringRef axis = tensor.getAxes().back().getName();
+  std::string work = body([&](const Row &outer, Value number) {
+    Row task = taskRow(outer, number, space, number);
+    Value n = bufferExtent(task, op.getScore(), axis, false);
+    auto copy = [&](Value buffer, int64_t tensorOffset, int64_t bytes) {
+      auto stride = [&](unsigned i) {
+        return field(task, tensorOffset + offsetof(kvpc_tensor, stride) + 8 * i);
+      };
+      unsigned last = perHead ? 2 : 1;
+      Value offset = e.mul(task.batch, stride(0));
+      if (perHead)
+        offset = e.add(offset, e.mul(task.head, stride(1)));
+      if (axis == "token")
+        offset = e.add(offset, e.mul(perRow(task, offsetof(kvpc_call, start)), stride(last)));
+      Value out = e.at(fieldPtr(task, tensorOffset), e.mul(offset, bytes));
+      Value from = buffer ? elementBase(task, buffer) : Value();
+      e.loop(e.constant(0), n, 1, [&](Value i) {
+        Type raw = bytes == 4 ? e.f32() : Type(e.getI8Type());
+        Value x = from ? e.loadScalar(raw, e.at(from, e.mul(i, bytes)))
+                       : arith::ConstantOp::create(e, e.getI8IntegerAttr(0)).getResult();
+        e.storeScalar(x, e.at(out, e.mul(e.mul(i, stride(last)), bytes)));
+      });
+    };
+    copy(op.getScore(), offsetof(kvpc_call, out_scores), 4);
+    e.when(e.isNull(fieldPtr(task, offsetof(kvpc_call, out_protected))), [] {},
+           [&] { copy(op.getProtect(), offsetof(kvpc_call, out_protected), 1); });
+  });
+  launch(row, work, taskCount(row, space));
+}
+
+void Kernel::compact(const Row &row, kvplan::CompactOp op) {
+  const CacheState state = states[op.getCache()];
+  std::string work = body([&](const Row &outer, Value number) {
+    Row task = taskRow(outer, number, kvplan::Space::Head, number);
+    Value start = perRow(task, offsetof(kvpc_call, start));
+    Value width = field(task, offsetof(kvpc_call, tokens));
+    Value count = length(task, op.getCache()), total = field(task, offsetof(kvpc_call, kept));
+    Value null = LLVM::ZeroOp::create(e, e.ptr());
+    Value ids = state.tokens ? idsOf(task, state.tokens, state.tokensPerHead, width) : null;
+    Value channelIds = state.channels
+                           ? idsOf(task, state.channels, state.channelsPerHead,
+                                   field(task, offsetof(kvpc_call, channels)))
+                           : null;
+    int64_t bytes = bytesOf(inputStorage());
+    auto gather = [&](int64_t from, int64_t to, bool thin, Value channels) {
+      auto stride = [&](int64_t tensor, unsigned i) {
+        return field(task, tensor + offsetof(kvpc_tensor, stride) + 8 * i);
+      };
+      auto base = [&](int64_t tensor) {
+        Value offset = e.add(e.mul(task.batch, stride(tensor, 0)), e.mul(task.head, stride(tensor, 1)));
+        if (tensor == from)
+          offset = e.add(offset, e.mul(start, stride(tensor, 2)));
+        return e.at(fieldPtr(task, tensor), e.mul(offset, bytes));
+      };
+      Value same = LLVM::ICmpOp::create(e, LLVM::ICmpPredicate::eq, fieldPtr(task, from),
+                                        fieldPtr(task, to));
+      Value src = base(from), dst = base(to);
+      Value srcStride = e.mul(stride(from, 2), bytes), dstStride = e.mul(stride(to, 2), bytes);
+      if (thin)
+        e.call("kvpc_prim_gather_rows_channels",
+               {src, srcStride, dst, dstStride, ids, count, channelIds, channels, e.constant(bytes)});
+      else if (state.tokens)
+        e.call("kvpc_prim_gather_rows",
+               {src, srcStride, dst, dstStride, ids, count, e.mul(channels, bytes),
+                arith::ExtUIOp::create(e, e.i64(), e.select(same, e.constantBool(false),
+                                                            e.constantBool(true)))});
+      else // nothing went: all entries, unless they stay where they are
+        e.when(same, [] {}, [&] {
+          Value scratch =
+              e.at(slotPtr(task, scratchSlot), e.mul(number, slotI64(task, scratchStride)));
+          e.loop(e.constant(0), count, 1, [&](Value i) {
+            e.store(Storage::I32, i, e.at(scratch, e.mul(i, 4)));
+          });
+          e.call("kvpc_prim_gather_rows", {src, srcStride, dst, dstStride, scratch, count,
+                                           e.mul(channels, bytes), e.constant(0)});
+        });
+      Value past = e.max(e.sub(total, count), e.constant(0));
+      e.call("kvpc_prim_zero_rows",
+             {e.at(dst, e.mul(count, dstStride)), dstStride, past, e.mul(channels, bytes)});
+    };
+    gather(offsetof(kvpc_call, keys), offsetof(kvpc_call, out_keys), bool(state.channels),
+           channels(task, op.getCache()));
+    gather(offsetof(kvpc_call, values), offsetof(kvpc_call, out_values), false,
+           field(task, offsetof(kvpc_call, value_channels)));
+
+    // Ids. Where all heads share one row of the output, the first head writes it.
+    auto writesRow = [&](int64_t tensor) {
+      Value shared = e.cmp(arith::CmpIPredicate::eq,
+                           field(task, tensor + offsetof(kvpc_tensor, stride) + 8), e.constant(0));
+      Value first = e.cmp(arith::CmpIPredicate::eq, task.head, e.constant(0));
+      Value own = e.select(shared, first, e.constantBool(true));
+      Value given = e.select(e.isNull(fieldPtr(task, tensor)), e.constantBool(false), own);
+      return given;
+    };
+    auto rowOf = [&](int64_t tensor) {
+      auto stride = [&](unsigned i) {
+        return field(task, tensor + offsetof(kvpc_tensor, stride) + 8 * i);
+      };
+      Value offset = e.add(e.mul(task.batch, stride(0)), e.mul(task.head, stride(1)));
+      return e.at(fieldPtr(task, tensor), e.mul(offset, 8));
+    };
+    e.when(writesRow(offsetof(kvpc_call, out_tokens)), [&] {
+      e.call("kvpc_prim_tokens_out",
+             {ids, count, start, rowOf(offsetof(kvpc_call, out_tokens)), total});
+    });
+    if (state.channels)
+      e.when(writesRow(offsetof(kvpc_call, out_channels)), [&] {
+        Value kept = channels(task, op.getCache());
+        e.call("kvpc_prim_tokens_out", {channelIds, kept, e.constant(0),
+                                        rowOf(offsetof(kvpc_call, out_channels)), kept});
+      });
+    e.when(writesRow(offsetof(kvpc_call, out_lengths)),
+           [&] { e.storeScalar(count, rowOf(offsetof(kvpc_call, out_lengths))); });
+  });
+  launch(row, work, taskCount(row, kvplan::Space::Head));
+}

@@ -1,0 +1,130 @@
+//===- Cut.cpp - which values are held, and in which pass they are made -----------------------===//
+//
+// Three decisions, in this order.
+// 1. Held or not (Holding): everything that is not held is evaluated again where it is used.
+// 2. The step of every held value: 1 + the latest step it needs, or that very step where it reads a
+//    value of the same sweep at the same entry.
+// 3. Tasks: neighbouring steps over the same rows (and heads) stand together.
+//
+//===------------------------------------------------------------------------------------------===//
+#include "dialect/Transforms/Cut.h"
+
+namespace kvpc {
+#define GEN_PASS_DEF_KVPLANCUT
+#include "dialect/Transforms/Passes.h.inc"
+} // namespace kvpc
+
+using namespace mlir;
+using namespace kvpc;
+using namespace kvpc::cut;
+using kvp::NamedTensorType;
+
+//===------------------------------------------------------------------------------------------===//
+// Steps
+//===------------------------------------------------------------------------------------------===//
+
+unsigned Program::stepOfCache(Value cache) const {
+  auto it = selections.find(cache);
+  return it == selections.end() ? 0 : it->second + 1;
+}
+
+/// The least step in which `root` can be made, given where its operands are.
+unsigned Program::earliest(const Root &root) const {
+  unsigned step = 0;
+  llvm::DenseSet<Value> seen[2];
+  std::function<void(Value, bool)> visit = [&](Value v, bool aligned) {
+    if (!v || !seen[aligned].insert(v).second)
+      return;
+    if (isa<kvp::CacheType>(v.getType())) {
+      step = std::max(step, stepOfCache(v));
+      return;
+    }
+    if (auto it = rootOf.find(v); it != rootOf.end() && v != root.value) {
+      const Root &leaf = roots[it->second];
+      bool together = !stored && leaf.key == root.key &&
+                      (leaf.key.kind == Step::Small || (aligned && leaf.makesEntries()));
+      step = std::max(step, leaf.step + (together ? 0 : 1));
+      return;
+    }
+    Operation *op = v.getDefiningOp();
+    if (!op)
+      return;
+    bool moves = isa<kvp::AvgPoolOp, kvp::MaxPoolOp, kvp::ShiftOp, kvp::PartitionOp, kvp::JoinOp,
+                     kvp::RenameOp, kvp::AtOp>(op);
+    for (Value operand : op->getOperands())
+      visit(operand, aligned && !moves);
+  };
+  for (Value operand : root.operands())
+    visit(operand, true);
+  for (unsigned other : root.after)
+    step = std::max(step, roots[other].step + 1);
+  return step;
+}
+
+void Program::schedule() {
+  unsigned next = 0;
+  for (Root &root : roots) {
+    root.step = earliest(root);
+    if (stored) // one step each, in the program's order
+      root.key.alone = ++next;
+    if (root.selection)
+      selections[root.selection->getResult(0)] = root.step;
+  }
+  // A reuse's followers skip what only its choice needs.
+  for (unsigned i = roots.size(); i-- > 0;) {
+    Root &root = roots[i];
+    if (root.selection)
+      root.leader = root.reuse;
+    else if (!root.consumers.empty()) {
+      root.leader = roots[root.consumers.front()].leader;
+      for (unsigned consumer : root.consumers)
+        if (roots[consumer].leader != root.leader)
+          root.leader = 0;
+    }
+    for (unsigned needed : needs(root))
+      roots[needed].consumers.push_back(i);
+  }
+}
+
+llvm::SmallSetVector<unsigned, 8> Program::needs(const Root &root) const {
+  llvm::SmallSetVector<unsigned, 8> out;
+  llvm::DenseSet<Value> seen;
+  std::function<void(Value)> visit = [&](Value v) {
+    if (!v || !seen.insert(v).second)
+      return;
+    if (auto it = rootOf.find(v); it != rootOf.end() && v != root.value) {
+      out.insert(it->second);
+      return;
+    }
+    if (Operation *op = v.getDefiningOp())
+      for (Value operand : op->getOperands())
+        visit(operand);
+  };
+  for (Value operand : root.operands())
+    visit(operand);
+  for (unsigned other : root.after)
+    out.insert(other);
+  return out;
+}
+
+//===------------------------------------------------------------------------------------------===//
+// Pass
+//===------------------------------------------------------------------------------------------===//
+
+namespace {
+struct Cut : kvpc::impl::KvplanCutBase<Cut> {
+  using KvplanCutBase::KvplanCutBase;
+
+  void runOnOperation() override {
+    for (auto press : llvm::make_early_inc_range(getOperation().getOps<kvp::PressOp>())) {
+      Program program(press, stored, recompute);
+      if (failed(program.hold()))
+        return signalPassFailure();
+      program.schedule();
+      if (failed(program.emit()))
+        return signalPassFailure();
+      press.erase();
+    }
+  }
+};
+} // namespace

@@ -1,0 +1,95 @@
+//===- Cut.h - a press on its way to a plan ---------------------------------------------------===//
+#ifndef KVPC_DIALECT_TRANSFORMS_CUT_H
+#define KVPC_DIALECT_TRANSFORMS_CUT_H
+
+#include "dialect/Transforms/Passes.h"
+#include "mlir/IR/ImplicitLocOpBuilder.h"
+#include "mlir/IR/IRMapping.h"
+#include "llvm/ADT/MapVector.h"
+#include "llvm/ADT/SetVector.h"
+
+namespace kvpc::cut {
+
+/// Axes along which a row can be long, so that sweeps go over them: token, part.
+bool isEntryAxis(llvm::StringRef name);
+/// The axis a sweep that makes this tensor goes over, or null for a small value.
+kvp::AxisAttr entryAxis(kvp::NamedTensorType type);
+
+/// Where a step stands: what it sweeps, for whom.
+struct Step {
+  enum Kind { Pass, Small, Order, Select } kind = Small;
+  kvplan::Space space = kvplan::Space::Head;
+  kvp::AxisAttr over;
+  unsigned alone = 0; // not 0: nothing else may join
+
+  bool operator==(const Step &o) const {
+    return kind == o.kind && space == o.space && over == o.over && alone == o.alone;
+  }
+};
+
+/// A value that is held in a buffer (or a selection), and how it gets there.
+struct Root {
+  enum Kind { Store, Accumulate, Contract, Pack, Statistics, Order, Select } kind;
+  mlir::Value value;                 // the kvp value; null for pack
+  mlir::Operation *selection = nullptr; // topk or mask
+  Step key;
+  unsigned step = 0;
+  llvm::SmallVector<unsigned> after;     // roots that must be finished before
+  llvm::SmallVector<unsigned> consumers;
+  int64_t reuse = 0, leader = 0;
+  kvplan::BufferOp buffer, second;       // second: 1 / z of statistics
+  bool inPlace = false;                  // shares the buffer of the contraction it masks
+  bool axisLast = false;                 // entries innermost: rows of whole-row operations
+  // Contract: the operands and the factor of the sum.
+  mlir::Value stream, rows, scale;
+
+  /// What must be evaluated or loaded to make it.
+  llvm::SmallVector<mlir::Value> operands() const;
+  /// Whether an entry's value is there as soon as its tile is done.
+  bool makesEntries() const { return kind == Store || kind == Contract; }
+};
+
+class Program {
+public:
+  Program(kvp::PressOp press, bool stored, bool recompute)
+      : press(press), stored(stored), recompute(recompute) {}
+
+  mlir::LogicalResult hold();     // Hold.cpp
+  void schedule();                // Cut.cpp
+  mlir::LogicalResult emit();     // EmitPlan.cpp
+
+private:
+  kvp::PressOp press;
+  bool stored, recompute;
+  std::vector<Root> roots;
+  llvm::DenseMap<mlir::Value, unsigned> rootOf;
+  llvm::DenseMap<mlir::Value, unsigned> selections; // cache -> step of the selection that made it
+
+  // Hold.cpp
+  llvm::DenseMap<mlir::Value, bool> dear;
+  bool expensive(mlir::Value v);
+  bool mustHold(mlir::Value v);
+  unsigned add(Root root);
+  Step keyOf(mlir::Value v);
+  mlir::LogicalResult holdOp(mlir::Operation &op);
+  bool holdContraction(kvp::DotOp op);
+
+  // Cut.cpp
+  unsigned stepOfCache(mlir::Value cache) const;
+  unsigned earliest(const Root &root) const;
+  llvm::SmallSetVector<unsigned, 8> needs(const Root &root) const;
+
+  // EmitPlan.cpp
+  mlir::IRMapping top; // host scalars and caches of the press in the pipeline
+  mlir::Value atTop(mlir::ImplicitLocOpBuilder &b, mlir::Value v);
+  mlir::Value evaluate(mlir::ImplicitLocOpBuilder &b, mlir::Value v, mlir::IRMapping &here,
+                       const Root &root);
+  void hostOperands(mlir::ImplicitLocOpBuilder &b, const Root &root);
+  void declare(mlir::ImplicitLocOpBuilder &b);
+  void emitRoot(mlir::ImplicitLocOpBuilder &b, Root &root, mlir::IRMapping &here);
+  void emitSelection(mlir::ImplicitLocOpBuilder &b, Root &root);
+};
+
+} // namespace kvpc::cut
+
+#endif

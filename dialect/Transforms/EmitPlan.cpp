@@ -1,0 +1,353 @@
+//===- EmitPlan.cpp - scheduled roots as a kvplan pipeline ------------------------------------===//
+#include "dialect/Transforms/Cut.h"
+
+using namespace mlir;
+using namespace kvpc;
+using namespace kvpc::cut;
+using kvp::AxisAttr;
+using kvp::NamedTensorType;
+
+/// Axes as a buffer holds them, outermost first: head, the entries, what an entry has.
+static NamedTensorType memoryOrder(NamedTensorType type, bool axisLast) {
+  SmallVector<AxisAttr> head, entries, slots, rest;
+  for (AxisAttr axis : type.getAxes()) {
+    StringRef base = axis.getName().rtrim('\'');
+    (base == "head" ? head : isEntryAxis(base) ? entries : base == "slot" ? slots : rest)
+        .push_back(axis);
+  }
+  SmallVector<AxisAttr> axes(head);
+  if (axisLast)
+    llvm::append_range(axes, rest);
+  llvm::append_range(axes, entries);
+  llvm::append_range(axes, slots);
+  if (!axisLast)
+    llvm::append_range(axes, rest);
+  return NamedTensorType::get(type.getContext(), axes, type.getElementType());
+}
+
+static NamedTensorType tensorOf(Value v) { return cast<NamedTensorType>(v.getType()); }
+
+/// More than one number an entry: as large as the keys themselves, or larger.
+static bool isWide(NamedTensorType type) {
+  bool entries = false, inside = false;
+  for (AxisAttr axis : type.getAxes()) {
+    bool entry = isEntryAxis(axis.getName());
+    entries |= entry;
+    inside |= !entry && axis.getName() != "head" && axis.getName() != "slot";
+  }
+  return entries && inside;
+}
+
+//===------------------------------------------------------------------------------------------===//
+// Expressions
+//===------------------------------------------------------------------------------------------===//
+
+/// A host scalar or cache of the press, at the pipeline's top level.
+Value Program::atTop(ImplicitLocOpBuilder &b, Value v) {
+  if (top.contains(v))
+    return top.lookup(v);
+  Operation *op = v.getDefiningOp();
+  // The extent of an axis is asked of a tensor; the tensor itself is never evaluated.
+  for (Value operand : op->getOperands())
+    atTop(b, operand);
+  b.clone(*op, top);
+  return top.lookup(v);
+}
+
+/// Everything of the expression that stands outside the tasks.
+void Program::hostOperands(ImplicitLocOpBuilder &b, const Root &root) {
+  llvm::DenseSet<Value> seen;
+  std::function<void(Value)> visit = [&](Value v) {
+    if (!seen.insert(v).second)
+      return;
+    if (!isa<NamedTensorType>(v.getType())) {
+      atTop(b, v);
+      return;
+    }
+    if (rootOf.contains(v) && v != root.value)
+      return;
+    if (Operation *op = v.getDefiningOp())
+      for (Value operand : op->getOperands())
+        visit(operand);
+  };
+  for (Value operand : root.operands())
+    if (operand)
+      visit(operand);
+}
+
+/// The expression of `v` inside a step; held values are loaded.
+Value Program::evaluate(ImplicitLocOpBuilder &b, Value v, IRMapping &here, const Root &root) {
+  if (here.contains(v))
+    return here.lookup(v);
+  if (!isa<NamedTensorType>(v.getType()) || isa<BlockArgument>(v)) {
+    Value outer = top.lookup(v);
+    here.map(v, outer);
+    return outer;
+  }
+  auto it = rootOf.find(v);
+  if (it != rootOf.end() && v != root.value) {
+    Root &leaf = roots[it->second];
+    auto load = [&](kvplan::BufferOp buffer, NamedTensorType type) -> Value {
+      return kvplan::LoadOp::create(b, kvp::inCanonicalOrder(type), buffer.getResult());
+    };
+    Value loaded;
+    if (leaf.kind == Root::Statistics) {
+      Value x = v.getDefiningOp()->getOperand(0);
+      NamedTensorType rows = leaf.buffer.getType().getTensor();
+      loaded = kvplan::WeightOp::create(b, v.getType(), evaluate(b, x, here, root),
+                                        load(leaf.buffer, rows), load(leaf.second, rows));
+    } else {
+      loaded = load(leaf.buffer, tensorOf(v));
+    }
+    here.map(v, loaded);
+    return loaded;
+  }
+  Operation *op = v.getDefiningOp();
+  for (Value operand : op->getOperands())
+    evaluate(b, operand, here, root);
+  b.clone(*op, here);
+  return here.lookup(v);
+}
+
+//===------------------------------------------------------------------------------------------===//
+// Buffers, roots, selections
+//===------------------------------------------------------------------------------------------===//
+
+void Program::declare(ImplicitLocOpBuilder &b) {
+  unsigned number = 0;
+  auto buffer = [&](NamedTensorType type, kvplan::Scope scope) {
+    return kvplan::BufferOp::create(b, kvplan::BufferType::get(b.getContext(), type),
+                                    "b" + std::to_string(number++), scope);
+  };
+  for (Root &root : roots) {
+    if (root.kind == Root::Select)
+      continue;
+    if (root.kind == Root::Pack) {
+      root.buffer = buffer(tensorOf(root.rows), kvplan::Scope::Task);
+    } else if (root.kind == Root::Statistics) {
+      NamedTensorType type = tensorOf(root.value).without({root.key.over.getName()});
+      root.buffer = buffer(memoryOrder(type, false), kvplan::Scope::Call);
+      root.second = buffer(memoryOrder(type, false), kvplan::Scope::Call);
+    } else if (root.inPlace) {
+      root.buffer = roots[rootOf[root.value.getDefiningOp()->getOperand(1)]].buffer;
+    } else {
+      root.buffer = buffer(memoryOrder(tensorOf(root.value), root.axisLast), kvplan::Scope::Call);
+    }
+  }
+}
+
+void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
+  if (root.value)
+    b.setLoc(root.value.getLoc());
+  switch (root.kind) {
+  case Root::Store:
+    kvplan::StoreOp::create(b, evaluate(b, root.value, here, root), root.buffer);
+    break;
+  case Root::Accumulate: {
+    auto reduce = cast<kvp::ReduceOp>(root.value.getDefiningOp());
+    Value x = evaluate(b, reduce.getInput(), here, root);
+    Value where = reduce.getWhere() ? evaluate(b, reduce.getWhere(), here, root) : Value();
+    kvplan::Combine kind;
+    switch (reduce.getKind()) {
+    case kvp::Reduction::Max:
+      kind = kvplan::Combine::Max;
+      break;
+    case kvp::Reduction::Min:
+      kind = kvplan::Combine::Min;
+      break;
+    case kvp::Reduction::Any:
+      kind = kvplan::Combine::Any;
+      break;
+    case kvp::Reduction::All:
+      kind = kvplan::Combine::All;
+      break;
+    case kvp::Reduction::Count: {
+      auto number = [&](int64_t n) -> Value {
+        return arith::ConstantOp::create(b, b.getI64IntegerAttr(n));
+      };
+      x = kvp::MapOp::create(b, kvp::Fn::Where, ValueRange{x, number(1), number(0)});
+      kind = kvplan::Combine::Sum;
+      break;
+    }
+    default:
+      kind = kvplan::Combine::Sum;
+    }
+    kvplan::AccumulateOp::create(b, kind, x, where, root.buffer);
+    break;
+  }
+  case Root::Pack:
+    kvplan::PackOp::create(b, evaluate(b, root.rows, here, root), root.buffer);
+    break;
+  case Root::Contract: {
+    Value scale = root.scale
+                      ? top.lookup(root.scale)
+                      : arith::ConstantOp::create(b, b.getF64FloatAttr(1)).getResult();
+    kvplan::ContractOp::create(b, evaluate(b, root.stream, here, root),
+                               roots[root.after.front()].buffer, scale, root.buffer);
+    break;
+  }
+  case Root::Statistics: {
+    Value x = root.value.getDefiningOp()->getOperand(0);
+    kvplan::StatisticsOp::create(b, roots[rootOf[x]].buffer, root.buffer, root.second);
+    break;
+  }
+  case Root::Order: {
+    Operation *op = root.value.getDefiningOp();
+    auto bufferOf = [&](Value v) -> Value {
+      return v ? roots[rootOf[v]].buffer.getResult() : Value();
+    };
+    if (auto rank = dyn_cast<kvp::RankOp>(op))
+      kvplan::OrderOp::create(b, kvplan::Order::Rank, bufferOf(rank.getInput()),
+                              bufferOf(rank.getProtect()), bufferOf(rank.getWhere()), root.buffer);
+    else if (auto sort = dyn_cast<kvp::SortOp>(op))
+      kvplan::OrderOp::create(b, kvplan::Order::Sort, bufferOf(sort.getInput()), Value(),
+                              bufferOf(sort.getWhere()), root.buffer);
+    else
+      kvplan::OrderOp::create(b, kvplan::Order::Cumsum, bufferOf(op->getOperand(0)), Value(),
+                              bufferOf(cast<kvp::CumsumOp>(op).getWhere()), root.buffer);
+    break;
+  }
+  case Root::Select:
+    llvm_unreachable("selections stand outside tasks");
+  }
+}
+
+void Program::emitSelection(ImplicitLocOpBuilder &b, Root &root) {
+  b.setLoc(root.selection->getLoc());
+  auto bufferOf = [&](Value v) -> Value {
+    return v ? roots[rootOf[v]].buffer.getResult() : Value();
+  };
+  IntegerAttr leader = root.reuse ? b.getI64IntegerAttr(root.reuse) : IntegerAttr();
+  Value cache;
+  if (auto topk = dyn_cast<kvp::TopkOp>(root.selection)) {
+    auto part = topk.getPartSizeAttr();
+    cache = kvplan::SelectOp::create(
+        b, kvp::CacheType::get(b.getContext(), topk.getResult().getType().getState()),
+        atTop(b, topk.getCache()), bufferOf(topk.getScore()), atTop(b, topk.getCount()),
+        bufferOf(topk.getProtect()), part, leader);
+  } else {
+    auto mask = cast<kvp::MaskOp>(root.selection);
+    cache = kvplan::FilterOp::create(
+        b, kvp::CacheType::get(b.getContext(), mask.getResult().getType().getState()),
+        atTop(b, mask.getCache()), bufferOf(mask.getCondition()), leader);
+  }
+  top.map(root.selection->getResult(0), cache);
+}
+
+//===------------------------------------------------------------------------------------------===//
+// Pipeline
+//===------------------------------------------------------------------------------------------===//
+
+LogicalResult Program::emit() {
+  ImplicitLocOpBuilder b(press.getLoc(), press);
+  auto pipeline = kvplan::PipelineOp::create(b, press.getSymNameAttr());
+  Block *body = b.createBlock(&pipeline.getBody());
+  for (BlockArgument arg : press.getBody().getArguments())
+    top.map(arg, body->addArgument(arg.getType(), arg.getLoc()));
+  b.setInsertionPointToEnd(body);
+  declare(b);
+
+  // Steps in order; of equal ones those of the last tasks first, selections last.
+  struct Group {
+    Step key;
+    unsigned step;
+    int64_t leader;
+    SmallVector<unsigned> roots;
+  };
+  std::vector<Group> groups;
+  for (auto [i, root] : llvm::enumerate(roots)) {
+    auto it = llvm::find_if(groups, [&](const Group &g) {
+      return g.key == root.key && g.step == root.step && g.leader == root.leader &&
+             root.key.kind != Step::Select && root.key.kind != Step::Order;
+    });
+    if (it == groups.end())
+      groups.push_back({root.key, root.step, root.leader, {unsigned(i)}});
+    else
+      it->roots.push_back(i);
+  }
+  auto order = [&](const Group &g) {
+    return std::tuple(g.step, g.key.kind == Step::Select, g.key.space == kvplan::Space::Batch,
+                      g.roots.front());
+  };
+  llvm::sort(groups, [&](const Group &a, const Group &c) { return order(a) < order(c); });
+
+  auto finish = cast<kvp::ReturnOp>(press.getBody().front().back());
+  unsigned scored = 0;
+  bool scoresLeft = bool(finish.getScore());
+  for (Value v : {finish.getScore(), finish.getProtect()})
+    if (v)
+      scored = std::max(scored, roots[rootOf[v]].step);
+
+  kvplan::TasksOp tasks;
+  SmallVector<unsigned> tasksOf(roots.size(), 0);
+  unsigned number = 0;
+  auto emitScores = [&] {
+    scoresLeft = false;
+    tasks = {};
+    b.setInsertionPointToEnd(body);
+    Value protect =
+        finish.getProtect() ? roots[rootOf[finish.getProtect()]].buffer.getResult() : Value();
+    kvplan::ScoresOp::create(b, roots[rootOf[finish.getScore()]].buffer, protect);
+  };
+  for (Group &group : groups) {
+    if (scoresLeft && (group.step > scored || (group.step == scored && group.key.kind == Step::Select)))
+      emitScores();
+    if (group.key.kind == Step::Select) {
+      tasks = {};
+      b.setInsertionPointToEnd(body);
+      for (unsigned i : group.roots)
+        emitSelection(b, roots[i]);
+      continue;
+    }
+    IntegerAttr leader = group.leader ? b.getI64IntegerAttr(group.leader) : IntegerAttr();
+    if (!tasks || tasks.getSpace() != group.key.space || tasks.getLeaderAttr() != leader) {
+      b.setInsertionPointToEnd(body);
+      tasks = kvplan::TasksOp::create(b, group.key.space, leader);
+      b.createBlock(&tasks.getBody());
+      ++number;
+    }
+    b.setInsertionPoint(tasks);
+    for (unsigned i : group.roots) {
+      tasksOf[i] = number;
+      hostOperands(b, roots[i]);
+    }
+    b.setInsertionPointToEnd(&tasks.getBody().front());
+    if (group.key.kind == Step::Pass) {
+      int64_t tile = 128;
+      if (group.key.over.getName() == "part")
+        tile = 16;
+      auto pass = kvplan::PassOp::create(b, group.key.over, tile, /*segment=*/4);
+      b.createBlock(&pass.getBody());
+    } else if (group.key.kind == Step::Small) {
+      auto small = kvplan::SmallOp::create(b);
+      b.createBlock(&small.getBody());
+    }
+    IRMapping here;
+    for (unsigned i : group.roots) {
+      emitRoot(b, roots[i], here);
+      // The next expression reads what this one has stored.
+      if (roots[i].inPlace || stored)
+        here.clear();
+    }
+  }
+  if (scoresLeft)
+    emitScores();
+
+  // Wide buffers that one group of tasks alone uses exist once per task in flight.
+  for (auto [i, root] : llvm::enumerate(roots)) {
+    if (!root.buffer || root.inPlace || !isWide(root.buffer.getType().getTensor()))
+      continue;
+    bool local = true;
+    for (Operation *user : root.buffer.getResult().getUsers())
+      local &= user->getParentOfType<kvplan::TasksOp>() ==
+               (*root.buffer.getResult().user_begin())->getParentOfType<kvplan::TasksOp>();
+    if (local && (*root.buffer.getResult().user_begin())->getParentOfType<kvplan::TasksOp>())
+      root.buffer.setScope(kvplan::Scope::Task);
+  }
+
+  b.setInsertionPointToEnd(body);
+  for (auto require : press.getBody().getOps<kvp::RequireOp>())
+    kvplan::RequireOp::create(b, atTop(b, require.getCondition()), require.getMessageAttr());
+  kvplan::CompactOp::create(b, atTop(b, finish.getCache()));
+  return success();
+}

@@ -1,0 +1,286 @@
+//===- Hold.cpp - which values are held in buffers --------------------------------------------===//
+#include "dialect/Transforms/Cut.h"
+
+#include "llvm/ADT/TypeSwitch.h"
+
+using namespace mlir;
+using namespace kvpc;
+using namespace kvpc::cut;
+using kvp::AxisAttr;
+using kvp::NamedTensorType;
+
+bool kvpc::cut::isEntryAxis(StringRef name) {
+  StringRef base = name.rtrim('\'');
+  return base == "token" || base == "part";
+}
+
+AxisAttr kvpc::cut::entryAxis(NamedTensorType type) {
+  AxisAttr found;
+  for (AxisAttr axis : type.getAxes())
+    if (isEntryAxis(axis.getName()) && (!found || axis.getName() == "part"))
+      found = axis;
+  return found;
+}
+
+static NamedTensorType tensorOf(Value v) { return dyn_cast<NamedTensorType>(v.getType()); }
+
+SmallVector<Value> Root::operands() const {
+  switch (kind) {
+  case Contract:
+    return {stream, rows, scale};
+  case Pack:
+    return {rows};
+  default:
+    break;
+  }
+  Operation *op = selection ? selection : value.getDefiningOp();
+  if (kind == Store)
+    return {value};
+  return SmallVector<Value>(op->getOperands());
+}
+
+/// Whether evaluating `v` at one point takes more than a few operations.
+bool Program::expensive(Value v) {
+  if (!tensorOf(v) || rootOf.contains(v))
+    return false;
+  if (auto it = dear.find(v); it != dear.end())
+    return it->second;
+  Operation *op = v.getDefiningOp();
+  bool result = false;
+  if (op) {
+    result = isa<kvp::ReduceOp, kvp::DotOp, kvp::AvgPoolOp, kvp::MaxPoolOp, kvp::UniformOp>(op) ||
+             llvm::any_of(op->getOperands(), [&](Value o) { return expensive(o); });
+    // A few heads of a held value are cheap to add again.
+    if (auto reduce = dyn_cast<kvp::ReduceOp>(op); reduce && entryAxis(tensorOf(v)) == AxisAttr())
+      result = true;
+  }
+  return dear[v] = result;
+}
+
+/// Whether an operation reads its operand at other entries than its own.
+static bool readsNeighbours(Operation *op, Value operand) {
+  if (isa<kvp::AvgPoolOp, kvp::MaxPoolOp, kvp::ShiftOp>(op))
+    return operand == op->getOperand(0);
+  if (auto at = dyn_cast<kvp::AtOp>(op))
+    return operand == at.getInput();
+  return isa<kvp::JoinOp>(op) && operand == op->getOperand(0);
+}
+
+static bool isWholeRow(Operation *op) {
+  if (auto rank = dyn_cast<kvp::RankOp>(op))
+    return true;
+  if (auto sort = dyn_cast<kvp::SortOp>(op))
+    return true;
+  if (auto cumsum = dyn_cast<kvp::CumsumOp>(op))
+    return isEntryAxis(cumsum.getAxis());
+  return false;
+}
+
+/// Leaves of expressions: read or computed from indices where they are used.
+static bool isView(Operation *op) {
+  return !op || isa<kvp::InputOp, kvp::PositionOp, kvp::IndexOp, kvp::IotaOp, kvp::RenameOp,
+                    kvp::PartitionOp, kvp::JoinOp>(op);
+}
+
+bool Program::mustHold(Value v) {
+  NamedTensorType type = tensorOf(v);
+  bool heavy = expensive(v);
+  unsigned users = 0;
+  for (Operation *user : llvm::SmallPtrSet<Operation *, 4>(v.user_begin(), v.user_end())) {
+    ++users;
+    if (isa<kvp::TopkOp, kvp::MaskOp, kvp::ReturnOp>(user) || isWholeRow(user))
+      return true;
+    if (auto softmax = dyn_cast<kvp::SoftmaxOp>(user))
+      return true;
+    if (!heavy)
+      continue;
+    if (readsNeighbours(user, v))
+      return true;
+    if (auto reduce = dyn_cast<kvp::ReduceOp>(user))
+      for (StringRef axis : kvp::axisNames(reduce.getOver()))
+        if (axis == "head")
+          return true;
+    // Another axis beside v's own: v would be computed again for each of its elements.
+    for (Value result : user->getResults())
+      if (NamedTensorType wide = tensorOf(result))
+        for (AxisAttr axis : wide.getAxes()) {
+          bool renamed = isa<kvp::RenameOp, kvp::PartitionOp, kvp::SortOp>(user);
+          if (!renamed && !type.hasAxis(axis.getName()))
+            return true;
+        }
+    if (auto dot = dyn_cast<kvp::DotOp>(user)) {
+      Value other = dot.getLhs() == v ? dot.getRhs() : dot.getLhs();
+      for (AxisAttr axis : tensorOf(other).getAxes())
+        if (!type.hasAxis(axis.getName()))
+          return true;
+    }
+  }
+  if (!isView(v.getDefiningOp()) && stored)
+    return true;
+  return heavy && (users > 1 || !entryAxis(type));
+}
+
+unsigned Program::add(Root root) {
+  unsigned index = roots.size();
+  if (root.value)
+    rootOf[root.value] = index;
+  roots.push_back(std::move(root));
+  return index;
+}
+
+/// Where a value is made: one sweep over its entries, for each row or each head.
+Step Program::keyOf(Value v) {
+  Step key;
+  NamedTensorType type = tensorOf(v);
+  key.space = type.hasAxis("head") ? kvplan::Space::Head : kvplan::Space::Batch;
+  key.over = entryAxis(type);
+  key.kind = key.over ? Step::Pass : Step::Small;
+  return key;
+}
+
+/// Keys or values times rows of queries: the microkernel, where there are rows enough to fill lanes.
+bool Program::holdContraction(kvp::DotOp op) {
+  if (op.getOver() != "channel")
+    return false;
+  Value stream, rows;
+  for (auto [a, b] : {std::pair(op.getLhs(), op.getRhs()), std::pair(op.getRhs(), op.getLhs())}) {
+    auto input = a.getDefiningOp<kvp::InputOp>();
+    if (!input || (input.getInput() != kvp::Input::Keys && input.getInput() != kvp::Input::Values))
+      continue;
+    if (!entryAxis(tensorOf(b)))
+      stream = a, rows = b;
+  }
+  if (!stream)
+    return false;
+  // Survivors' channels are not neighbours: those are contracted one by one.
+  auto input = stream.getDefiningOp<kvp::InputOp>();
+  for (Value cache = input.getCache(); auto *op = cache.getDefiningOp(); cache = op->getOperand(0))
+    if (auto topk = dyn_cast<kvp::TopkOp>(op); topk && topk.getElementAxis() == "channel")
+      return false;
+  AxisAttr query = tensorOf(rows).getAxis("query");
+  if (!query || !query.isStatic() || query.getExtent() < 8 || !tensorOf(rows).hasAxis("head"))
+    return false;
+
+  Root pack{Root::Pack};
+  pack.rows = rows;
+  pack.key.kind = Step::Small;
+  auto direct = rows.getDefiningOp<kvp::InputOp>();
+  if (!direct && !rootOf.contains(rows)) {
+    Root held{Root::Store};
+    held.value = rows;
+    held.key = keyOf(rows);
+    add(held);
+  }
+  unsigned packed = add(pack);
+
+  Root contract{Root::Contract};
+  contract.value = op.getResult();
+  // A host factor of the sum goes along.
+  if (op->hasOneUse())
+    if (auto mul = dyn_cast<kvp::MapOp>(*op->user_begin()); mul && mul.getFn() == kvp::Fn::Mul)
+      for (unsigned i : {0u, 1u})
+        if (!stored && mul.getOperand(i).getType().isF64()) {
+          contract.value = mul.getResult();
+          contract.scale = mul.getOperand(i);
+        }
+  contract.stream = stream;
+  contract.rows = rows;
+  contract.key = keyOf(contract.value);
+  contract.after = {packed};
+  add(contract);
+  return true;
+}
+
+LogicalResult Program::holdOp(Operation &op) {
+  if (isa<kvp::TopkOp, kvp::MaskOp>(op)) {
+    Root root{Root::Select};
+    root.selection = &op;
+    root.key.kind = Step::Select;
+    if (auto topk = dyn_cast<kvp::TopkOp>(op))
+      root.reuse = topk.getReuse().value_or(0);
+    else
+      root.reuse = cast<kvp::MaskOp>(op).getReuse().value_or(0);
+    add(root);
+    return success();
+  }
+  if (op.getNumResults() != 1 || !tensorOf(op.getResult(0)))
+    return success();
+  Value v = op.getResult(0);
+  if (rootOf.contains(v))
+    return success();
+  Root root{Root::Store};
+  root.value = v;
+  root.key = keyOf(v);
+  if (isWholeRow(&op)) {
+    if (auto rank = dyn_cast<kvp::RankOp>(op); rank && rank.getOver().size() != 1)
+      return op.emitError("`rank` over several axes is not compiled yet [kv-not-implemented]");
+    if (auto sort = dyn_cast<kvp::SortOp>(op); sort && !isEntryAxis(sort.getAxis()))
+      return op.emitError("`sort` along `")
+             << sort.getAxis() << "` is not compiled yet [kv-not-implemented]";
+    if (!tensorOf(op.getOperand(0)).getElementType().isF32())
+      return op.emitError("whole-row operations on integers are not compiled yet "
+                          "[kv-not-implemented]");
+    root.kind = Root::Order;
+    root.key.kind = Step::Order;
+    root.axisLast = true;
+    add(root);
+    return success();
+  }
+  if (auto softmax = dyn_cast<kvp::SoftmaxOp>(op)) {
+    root.kind = Root::Statistics;
+    root.key = keyOf(softmax.getInput());
+    add(root);
+    return success();
+  }
+  if (auto reduce = dyn_cast<kvp::ReduceOp>(op)) {
+    auto over = kvp::axisNames(reduce.getOver());
+    if (llvm::any_of(over, isEntryAxis)) {
+      root.kind = Root::Accumulate;
+      root.key = keyOf(reduce.getInput());
+      root.key.over = tensorOf(reduce.getInput()).getAxis(over.front());
+      root.key.kind = Step::Pass;
+      add(root);
+      return success();
+    }
+  }
+  if (auto dot = dyn_cast<kvp::DotOp>(op)) {
+    if (isEntryAxis(dot.getOver()))
+      return op.emitError("`dot` over `") << dot.getOver() << "`: write `(a * b).sum("
+                                          << dot.getOver() << ")` [kv-not-implemented]";
+    if (holdContraction(dot))
+      return success();
+  }
+  if (!mustHold(v))
+    return success();
+  if (isWholeRow(&op))
+    root.axisLast = true;
+  for (Operation *user : v.getUsers())
+    root.axisLast |= isWholeRow(user);
+  // A mask over a contraction's result works in its buffer.
+  if (auto map = dyn_cast<kvp::MapOp>(op); map && map.getFn() == kvp::Fn::Where && !stored) {
+    Value raw = map.getOperand(1);
+    if (auto it = rootOf.find(raw); it != rootOf.end() && raw.hasOneUse() &&
+                                    roots[it->second].kind == Root::Contract &&
+                                    raw.getType() == v.getType())
+      root.inPlace = true;
+  }
+  add(root);
+  return success();
+}
+
+LogicalResult Program::hold() {
+  for (Operation &op : press.getBody().front()) {
+    // A program may select by a weight, which no operation made.
+    if (isa<kvp::TopkOp, kvp::MaskOp, kvp::ReturnOp>(op))
+      for (Value operand : op.getOperands())
+        if (tensorOf(operand) && !rootOf.contains(operand)) {
+          Root root{Root::Store};
+          root.value = operand;
+          root.key = keyOf(operand);
+          add(root);
+        }
+    if (failed(holdOp(op)))
+      return failure();
+  }
+  return success();
+}

@@ -1,0 +1,26 @@
+//===- Passes.h - passes over kvp and kvplan, and the pipelines made of them ------------------===//
+#ifndef KVPC_DIALECT_TRANSFORMS_PASSES_H
+#define KVPC_DIALECT_TRANSFORMS_PASSES_H
+
+#include "dialect/IR/Kvplan.h"
+#include "mlir/IR/BuiltinOps.h"
+#include "mlir/Pass/Pass.h"
+
+namespace kvpc {
+
+#define GEN_PASS_DECL
+#include "dialect/Transforms/Passes.h.inc"
+#define GEN_PASS_REGISTRATION
+#include "dialect/Transforms/Passes.h.inc"
+
+struct PlanOptions {
+  unsigned optimization = 2; // 0: one pass per operation, every value held
+  bool recompute = false;    // wide values again instead of held (--workspace=0)
+};
+
+/// kvp presses to kvplan pipelines: the whole middle of the compiler, in order.
+void buildPlanPipeline(mlir::OpPassManager &pm, const PlanOptions &options);
+
+} // namespace kvpc
+
+#endif

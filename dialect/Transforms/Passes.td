@@ -1,0 +1,37 @@
+//===- Passes.td - from what a press computes to how often the data is read -------------------===//
+#ifndef KVPC_DIALECT_TRANSFORMS_PASSES_TD
+#define KVPC_DIALECT_TRANSFORMS_PASSES_TD
+
+include "mlir/Pass/PassBase.td"
+
+def KvpPrimitives : Pass<"kvp-primitives", "::kvpc::kvp::PressOp"> {
+  let summary = "decompose reductions and maps along an axis into sums, extrema and functions";
+  let description = [{
+    Afterwards `mean` (but over short axes), `std`, `var`, `norm`, `argmax` and `normalize` are gone,
+    `softmax`, `rank` and `cumsum` are left along `token` and `part` only, softmax has no `where`
+    (masked entries are -inf), and no reduction removes short axes, entries and heads at once.
+
+    ```mlir
+    %0 = kvp.reduce norm %k over ["channel"] : ...
+    // becomes sqrt(sum(k * k))
+    ```
+  }];
+  let dependentDialects = ["::mlir::arith::ArithDialect"];
+}
+
+def KvplanCut : Pass<"kvplan-cut", "::mlir::ModuleOp"> {
+  let summary = "cut every press into passes, small steps, selections and one compaction";
+  let description = [{
+    Expects the form that `kvp-primitives` leaves. A value is held in a buffer where a selection or a
+    whole-row operation needs it, where it is a finished reduction, or where it would be computed
+    again for each element of another axis; everything else is evaluated where it is used. A pass
+    sweeps one axis for one kind of task; values go to the earliest pass that has their operands.
+    With `stored` (`-O0`) every value is held and has its own pass.
+  }];
+  let dependentDialects = ["::kvpc::kvplan::KvplanDialect", "::mlir::arith::ArithDialect"];
+  let options = [Option<"stored", "stored", "bool", "false", "hold every value, one pass each">,
+                 Option<"recompute", "recompute", "bool", "false",
+                        "compute wide values again instead of holding them">];
+}
+
+#endif

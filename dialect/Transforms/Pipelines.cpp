@@ -1,0 +1,18 @@
+//===- Pipelines.cpp - the order of passes ----------------------------------------------------===//
+#include "dialect/Transforms/Passes.h"
+
+#include "mlir/Pass/PassManager.h"
+#include "mlir/Transforms/Passes.h"
+
+using namespace mlir;
+
+void kvpc::buildPlanPipeline(OpPassManager &pm, const PlanOptions &options) {
+  pm.addPass(createCanonicalizerPass());
+  pm.nest<kvp::PressOp>().addPass(createKvpPrimitives());
+  pm.addPass(createCanonicalizerPass());
+  pm.addPass(createCSEPass());
+  KvplanCutOptions cut;
+  cut.stored = options.optimization == 0;
+  cut.recompute = options.recompute;
+  pm.addPass(createKvplanCut(cut));
+}

@@ -1,0 +1,254 @@
+//===- Primitives.cpp - decompose reductions and maps along an axis ---------------------------===//
+#include "dialect/Transforms/Passes.h"
+
+#include "mlir/IR/ImplicitLocOpBuilder.h"
+#include "llvm/ADT/TypeSwitch.h"
+
+namespace kvpc {
+#define GEN_PASS_DEF_KVPPRIMITIVES
+#include "dialect/Transforms/Passes.h.inc"
+} // namespace kvpc
+
+using namespace mlir;
+using namespace kvpc;
+using kvp::Fn;
+using kvp::NamedTensorType;
+using kvp::Reduction;
+
+/// Axes along which a row can be long: sweeps go over them.
+static bool isEntryAxis(StringRef name) {
+  StringRef base = name.rtrim('\'');
+  return base == "token" || base == "part";
+}
+
+namespace {
+
+struct Decompose {
+  ImplicitLocOpBuilder b;
+  explicit Decompose(Operation *op) : b(op->getLoc(), op) {}
+
+  NamedTensorType typeOf(Value v) { return cast<NamedTensorType>(v.getType()); }
+  Value map(Fn fn, ValueRange operands) { return kvp::MapOp::create(b, fn, operands); }
+  Value real(double x) { return arith::ConstantOp::create(b, b.getF64FloatAttr(x)); }
+  Value integer(int64_t x) { return arith::ConstantOp::create(b, b.getI64IntegerAttr(x)); }
+  Value reduce(Reduction kind, Value x, ArrayRef<StringRef> over, Value where = {}) {
+    return kvp::ReduceOp::create(b, kind, x, b.getStrArrayAttr(over), where);
+  }
+  Value isNaN(Value x) { return map(Fn::Ne, {x, x}); }
+
+  /// How many entries a reduction takes, as a number or tensor of integers.
+  Value count(Value x, ArrayRef<StringRef> over, Value where) {
+    bool ragged = llvm::any_of(over, [](StringRef a) { return a.rtrim('\'') == "slot"; });
+    if (!where && !ragged) {
+      Value n = integer(1);
+      for (StringRef axis : over)
+        n = map(Fn::Mul, {n, kvp::ExtentOp::create(b, x, axis)});
+      return n;
+    }
+    // A condition over all axes of x: never x < x.
+    Value never = map(Fn::Lt, {x, x});
+    Value inside = where ? map(Fn::Or, {where, never}) : map(Fn::Not, never);
+    return reduce(Reduction::Count, inside, over);
+  }
+
+  Value squares(Value x, ArrayRef<StringRef> over, Value where) {
+    return reduce(Reduction::Sum, map(Fn::Mul, {x, x}), over, where);
+  }
+
+  /// a / b, 0 where b is 0.
+  Value guarded(Value a, Value divisor) {
+    Value zero = map(Fn::Eq, {divisor, integer(0)});
+    return map(Fn::Where, {zero, real(0), map(Fn::Div, {a, divisor})});
+  }
+
+  Value mean(Value x, ArrayRef<StringRef> over, Value where) {
+    Value sum = reduce(Reduction::Sum, asFloat(x), over, where);
+    return guarded(sum, count(x, over, where));
+  }
+
+  Value asFloat(Value x) {
+    return typeOf(x).getElementType().isF32() ? x : map(Fn::Float, x);
+  }
+
+  Value variance(Value x, ArrayRef<StringRef> over, Value where) {
+    Value far = map(Fn::Sub, {x, mean(x, over, where)});
+    Value n = count(x, over, where);
+    Value rest = map(Fn::Sub, {n, integer(1)});
+    Value few = map(Fn::Le, {n, integer(1)});
+    Value v = map(Fn::Div, {squares(far, over, where), map(Fn::Maximum, {rest, integer(1)})});
+    return map(Fn::Where, {few, real(0), v});
+  }
+
+  Value argmax(Value x, StringRef axis, Value where) {
+    constexpr int64_t none = std::numeric_limits<int64_t>::max();
+    // NaN is left out: it equals nothing.
+    Value numbers = map(Fn::Eq, {x, x});
+    Value inside = where ? map(Fn::And, {numbers, where}) : numbers;
+    Value best = reduce(Reduction::Max, x, {axis}, inside);
+    Value index = kvp::IndexOp::create(b, x, axis);
+    Value hit = map(Fn::And, {map(Fn::Eq, {x, best}), inside});
+    Value first = reduce(Reduction::Min, map(Fn::Where, {hit, index, integer(none)}), {axis});
+    return map(Fn::Where, {map(Fn::Eq, {first, integer(none)}), integer(0), first});
+  }
+
+  Value normalize(Value x, StringRef axis, Value where) {
+    Value norm = map(Fn::Sqrt, squares(x, {axis}, where));
+    Value inverse = guarded(real(1), norm);
+    Value y = map(Fn::Mul, {x, inverse});
+    return where ? map(Fn::Where, {where, y, real(0)}) : y;
+  }
+
+  Value softmaxShort(Value x, StringRef axis, Value where) {
+    Value top = reduce(Reduction::Max, x, {axis}, where);
+    Value e = map(Fn::Exp, map(Fn::Sub, {x, top}));
+    Value weight = guarded(e, reduce(Reduction::Sum, e, {axis}, where));
+    Value nothing = map(Fn::Eq, {top, real(-std::numeric_limits<double>::infinity())});
+    weight = map(Fn::Where, {nothing, real(0), weight});
+    return where ? map(Fn::Where, {where, weight, real(0)}) : weight;
+  }
+
+  /// x with `axis` under a name that nothing here has.
+  Value other(Value x, StringRef axis, StringRef fresh) {
+    if (!x || !typeOf(x).hasAxis(axis))
+      return x;
+    return kvp::RenameOp::create(b, x, axis, fresh);
+  }
+  std::string fresh(Value x, StringRef axis) {
+    std::string name = axis.str() + "'";
+    while (typeOf(x).hasAxis(name))
+      name += "'";
+    return name;
+  }
+
+  /// How many entries of a short axis come before each.
+  Value rankShort(Value x, StringRef axis, Value protect, Value where) {
+    std::string name = fresh(x, axis);
+    Value y = other(x, axis, name);
+    Value i = kvp::IndexOp::create(b, x, axis), j = kvp::IndexOp::create(b, y, name);
+    Value earlier = map(Fn::Lt, {j, i});
+    auto both = [&](Value a, Value c) { return map(Fn::And, {a, c}); };
+    auto either = [&](Value a, Value c) { return map(Fn::Or, {a, c}); };
+    Value nanX = isNaN(x), nanY = isNaN(y);
+    Value higher = either(map(Fn::Lt, {x, y}), both(nanX, map(Fn::Not, nanY)));
+    Value equal = either(map(Fn::Eq, {x, y}), both(nanX, nanY));
+    Value before = either(higher, both(equal, earlier));
+    if (protect) {
+      Value p = protect, q = other(protect, axis, name);
+      Value newer = either(higher, both(equal, map(Fn::Lt, {i, j})));
+      before = either(both(q, map(Fn::Not, p)),
+                      either(both(both(p, q), newer),
+                             both(map(Fn::Not, either(p, q)), before)));
+    }
+    if (where) {
+      Value w = where, v = other(where, axis, name);
+      before = either(both(v, map(Fn::Not, w)),
+                      either(both(both(w, v), before),
+                             both(map(Fn::Not, either(w, v)), earlier)));
+    }
+    return reduce(Reduction::Count, before, {name});
+  }
+
+  Value cumsumShort(Value x, StringRef axis, Value where) {
+    std::string name = fresh(x, axis);
+    Value y = other(x, axis, name), w = other(where, axis, name);
+    Value i = kvp::IndexOp::create(b, x, axis), j = kvp::IndexOp::create(b, y, name);
+    Value upTo = map(Fn::Le, {j, i});
+    if (w)
+      upTo = map(Fn::And, {upTo, w});
+    Value zero = typeOf(x).getElementType().isF32() ? real(0) : integer(0);
+    Value sum = reduce(Reduction::Sum, map(Fn::Where, {upTo, y, zero}), {name});
+    return where ? map(Fn::Where, {where, sum, zero}) : sum;
+  }
+
+  /// Removes short axes first, then entries one axis at a time, heads last.
+  Value staged(Reduction kind, Value x, ArrayRef<StringRef> over, Value where) {
+    SmallVector<SmallVector<StringRef>> stages(1);
+    for (StringRef axis : over)
+      if (axis.rtrim('\'') == "slot")
+        stages.insert(stages.begin(), SmallVector<StringRef>{axis});
+      else if (axis != "head" && !isEntryAxis(axis))
+        stages.back().push_back(axis);
+    for (StringRef axis : over)
+      if (isEntryAxis(axis))
+        stages.push_back({axis});
+    if (llvm::is_contained(over, "head"))
+      stages.push_back({"head"});
+    for (auto &stage : stages) {
+      if (stage.empty())
+        continue;
+      x = reduce(kind, x, stage, where);
+      where = {};
+      if (kind == Reduction::Count)
+        kind = Reduction::Sum;
+    }
+    return x;
+  }
+
+  Value reduction(kvp::ReduceOp op) {
+    Value x = op.getInput(), where = op.getWhere();
+    SmallVector<StringRef> over = kvp::axisNames(op.getOver());
+    bool wide = llvm::any_of(over, [](StringRef a) { return a == "head" || isEntryAxis(a); });
+    switch (op.getKind()) {
+    case Reduction::Norm:
+      return map(Fn::Sqrt, squares(x, over, where));
+    case Reduction::Var:
+      return variance(x, over, where);
+    case Reduction::Std:
+      return map(Fn::Sqrt, variance(x, over, where));
+    case Reduction::Argmax:
+      return argmax(x, over.front(), where);
+    case Reduction::Mean:
+      return wide ? mean(x, over, where) : Value();
+    default: {
+      bool slots = llvm::any_of(over, [](StringRef a) { return a.rtrim('\'') == "slot"; });
+      return over.size() > 1 && (wide || slots) ? staged(op.getKind(), x, over, where) : Value();
+    }
+    }
+  }
+
+  Value replacement(Operation *op) {
+    return TypeSwitch<Operation *, Value>(op)
+        .Case([&](kvp::ReduceOp r) { return reduction(r); })
+        .Case([&](kvp::NormalizeOp n) { return normalize(n.getInput(), n.getAxis(), n.getWhere()); })
+        .Case([&](kvp::SoftmaxOp s) -> Value {
+          if (!isEntryAxis(s.getAxis()))
+            return softmaxShort(asFloat(s.getInput()), s.getAxis(), s.getWhere());
+          if (!s.getWhere())
+            return {};
+          Value low = real(-std::numeric_limits<double>::infinity());
+          Value x = map(Fn::Where, {s.getWhere(), asFloat(s.getInput()), low});
+          return kvp::SoftmaxOp::create(b, x, s.getAxisAttr(), Value());
+        })
+        .Case([&](kvp::RankOp r) -> Value {
+          auto over = kvp::axisNames(r.getOver());
+          if (over.size() != 1 || isEntryAxis(over.front()))
+            return {};
+          return rankShort(r.getInput(), over.front(), r.getProtect(), r.getWhere());
+        })
+        .Case([&](kvp::CumsumOp c) -> Value {
+          return isEntryAxis(c.getAxis()) ? Value()
+                                          : cumsumShort(c.getInput(), c.getAxis(), c.getWhere());
+        })
+        .Default([](Operation *) { return Value(); });
+  }
+};
+
+struct Primitives : kvpc::impl::KvpPrimitivesBase<Primitives> {
+  void runOnOperation() override {
+    // What a decomposition makes may need one itself (mean of several axes).
+    for (bool changed = true; changed;) {
+      changed = false;
+      for (Operation &op : llvm::make_early_inc_range(getOperation().getBody().front())) {
+        Value with = Decompose(&op).replacement(&op);
+        if (!with)
+          continue;
+        // Axes may stand in another order now; names are what counts.
+        op.getResult(0).replaceAllUsesWith(with);
+        op.erase();
+        changed = true;
+      }
+    }
+  }
+};
+
+} // namespace
