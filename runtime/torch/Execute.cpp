@@ -189,19 +189,16 @@ Indices allocate(const BoundPress &press, Call &call) {
   return out;
 }
 
-/// Cuts outputs from an upper bound to the largest count, if counts depend on data.
+/// Cuts outputs from an upper bound to the largest count, if counts depend on data. The cut ones
+/// are views, as kernels under torch.compile may not choose their strides by data.
 void trim(const BoundPress &press, Indices &indices, at::Tensor *keys, at::Tensor *values) {
   const PressHeader &header = press.header();
   if (header.dataCounts && indices.tokens.size(2) > 0) {
     int64_t bound = indices.tokens.size(2);
     int64_t largest = indices.lengths.max().item<int64_t>();
     for (at::Tensor *tensor : {&indices.tokens, keys, values}) {
-      if (!tensor || largest == bound)
-        continue;
-      *tensor = tensor->narrow(2, 0, largest);
-      // A view keeps all of the memory alive; where that is much, it is given back.
-      if (largest < bound - bound / 8)
-        *tensor = tensor->clone(at::MemoryFormat::Contiguous);
+      if (tensor && largest < bound)
+        *tensor = tensor->narrow(2, 0, largest);
     }
   }
   if (!header.ragged)
@@ -230,6 +227,70 @@ void kvpc::torch::releaseWorkspace() { workspace.release(); }
 
 Sizes kvpc::torch::plan(const BoundPress &press, const Request &request, bool scores) {
   return Prepared(press, request, scores).call.sizes;
+}
+
+Sizes kvpc::torch::planShapes(const BoundPress &press, const Shapes &shapes) {
+  // Of no memory; plan reads none.
+  auto ref = [&](at::IntArrayRef shape, Element element) {
+    TensorRef out;
+    if (shape.empty() || shape.size() > TensorRef::maxRank)
+      return out;
+    out.element = element;
+    out.rank = int(shape.size());
+    int64_t count = 1;
+    for (int axis = out.rank - 1; axis >= 0; count *= out.size[axis--]) {
+      out.size[axis] = shape[size_t(axis)];
+      out.stride[axis] = count;
+    }
+    return out;
+  };
+  Element element = elementOf(shapes.dtype);
+  Call call;
+  call.keys = ref(shapes.keys, element);
+  call.values = ref(shapes.values, element);
+  call.queries = ref(shapes.queries, element);
+  call.unrotatedQueries = ref(shapes.unrotatedQueries, element);
+  call.hidden = ref(shapes.hidden, element);
+  call.outputWeight = ref(shapes.outputWeight, element);
+  call.ropeFrequencies.assign(size_t(shapes.ropeWidth / 2), 1);
+  const PressHeader &header = press.header();
+  int64_t heads = call.keys.rank == 4 ? call.keys.size[1] : 1;
+  int64_t groups = call.queries.rank == 4 ? call.queries.size[1] / std::max<int64_t>(heads, 1) : 1;
+  for (const Weight &weight : header.weights) {
+    std::vector<int64_t> shape;
+    for (const std::string &axis : weight.axes)
+      shape.push_back(axis == "head"                               ? heads
+                      : axis == "group"                            ? groups
+                      : axis == "channel" && call.keys.rank == 4   ? call.keys.size[3]
+                      : axis == "feature" && call.hidden.rank == 3 ? call.hidden.size[2]
+                                                                   : 1);
+    TensorRef made = ref(shape, Element::F32);
+    made.rank = int(shape.size()); // one without axes is given too
+    call.weights.push_back(made);
+  }
+  // A follower keeps what its leader does; its state is not there, nor what only leaders are given.
+  call.layer = shapes.layer;
+  if (press.follows(shapes.layer) && call.keys.rank == 4) {
+    call.layer -= shapes.layer % header.reuse;
+    const int64_t *size = call.keys.size;
+    for (auto [input, needed] :
+         {std::pair(&call.queries, bool(header.inputs.queries)),
+          std::pair(&call.unrotatedQueries, bool(header.inputs.unrotatedQueries))})
+      if (needed && !input->given())
+        *input = ref({size[0], size[1], size[2], size[3]}, element);
+    if (header.inputs.hidden && !call.hidden.given())
+      call.hidden = ref({size[0], size[2], 1}, element);
+    if (header.inputs.outputWeight && !call.outputWeight.given())
+      call.outputWeight = ref({1, size[1] * call.values.size[3]}, element);
+    if (header.inputs.rope && call.ropeFrequencies.empty())
+      call.ropeFrequencies.assign(size_t(size[3] / 2), 1);
+  }
+  call.layers = shapes.layers;
+  call.threads = at::get_num_threads();
+  auto error = press.plan(call);
+  if (error)
+    raise(*error);
+  return call.sizes;
 }
 
 Output kvpc::torch::compress(const BoundPress &press, const Request &request) {

@@ -30,6 +30,15 @@ Output compress(const BoundPress &press, const Request &request);
 Output compressInPlace(const BoundPress &press, const Request &request);
 Scores scores(const BoundPress &press, const Request &request);
 
+/// Sizes from shapes alone, for tracing; an empty shape is an input that is not given. Padding, and
+/// counts that depend on data, are not known.
+struct Shapes {
+  at::ScalarType dtype;
+  at::IntArrayRef keys, values, queries, unrotatedQueries, hidden, outputWeight;
+  int64_t ropeWidth, layer, layers;
+};
+Sizes planShapes(const BoundPress &press, const Shapes &shapes);
+
 /// -> indices [..., kept], counts [...]
 std::pair<at::Tensor, at::Tensor> select(const at::Tensor &scores,
                                          const std::optional<at::Tensor> &isProtected,

@@ -69,6 +69,16 @@ std::vector<int64_t> planOp(const at::Tensor &keys, const at::Tensor &values, KV
   return {sizes.kept, sizes.keptChannels, sizes.workspaceBytes, sizes.stateBytes};
 }
 
+std::vector<int64_t> sizesOp(std::string press, at::ScalarType dtype, at::IntArrayRef keys,
+                             at::IntArrayRef values, at::IntArrayRef queries,
+                             at::IntArrayRef unrotatedQueries, at::IntArrayRef hidden,
+                             at::IntArrayRef outputWeight, int64_t ropeWidth, int64_t layer,
+                             int64_t layers) {
+  Sizes sizes = planShapes(*boundOf(press), {dtype, keys, values, queries, unrotatedQueries, hidden,
+                                             outputWeight, ropeWidth, layer, layers});
+  return {sizes.kept, sizes.keptChannels, sizes.workspaceBytes, sizes.stateBytes};
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
 compressOp(const at::Tensor &keys, const at::Tensor &values, KVPC_INPUTS,
            const OptionalTensor &state, std::string press) {
@@ -106,6 +116,10 @@ void define(::torch::Library &m) {
   m.def("target(str module) -> str", target);
   m.def("inspect(str path) -> str", inspectFile);
   m.def("bind(str module, str press, str arguments) -> str", bind);
+  m.def("sizes(str press, ScalarType dtype, int[] keys, int[] values, int[] queries, "
+        "int[] unrotated_queries, int[] hidden, int[] output_weight, int rope_width, int layer, "
+        "int layers) -> int[]",
+        sizesOp);
   m.def("release_workspace() -> ()", releaseWorkspace);
   m.def("plan(Tensor keys, Tensor values, " KVPC_SCHEMA_INPUTS
         ", Tensor? state, bool scores, str press) -> int[]");

@@ -102,6 +102,12 @@ Request requestOf(const at::Tensor &keys, const at::Tensor &values, const Inputs
   return out;
 }
 
+/// A view keeps all of its memory alive; where that is much more than is seen, it is given back.
+at::Tensor compact(const at::Tensor &tensor) {
+  auto seen = int64_t(tensor.nbytes()), all = int64_t(tensor.storage().nbytes());
+  return seen < all - all / 8 ? tensor.clone(at::MemoryFormat::Contiguous) : tensor;
+}
+
 /// A leader's plan says how much it leaves to its followers.
 void sizeState(const BoundPress &press, const Inputs &inputs, Request &request) {
   if (!inputs.state || !press.header().reuse || press.follows(inputs.layer))
@@ -118,6 +124,8 @@ Output Press::compress(const at::Tensor &keys, const at::Tensor &values,
   Request request = requestOf(keys, values, inputs, weightsAt(inputs.layer, inputs.layers));
   sizeState(*bound, inputs, request);
   Output out = torch::compress(*bound, request);
+  out.keys = compact(out.keys);
+  out.values = compact(out.values);
   if (!header().dropsChannels)
     out.channels.reset();
   return out;

@@ -24,7 +24,9 @@ def section(header, bytecode=b"", major=1, minor=0, magic=MAGIC, digest=None):
     prefix = 88
     total = prefix + len(text) + len(bytecode)
     places = (prefix, len(text), prefix + len(text), len(bytecode))
-    return struct.pack("<8sIIQQQQQ32s", magic, major, minor, total, *places, digest) + text + bytecode
+    return (
+        struct.pack("<8sIIQQQQQ32s", magic, major, minor, total, *places, digest) + text + bytecode
+    )
 
 
 def budget(default=None):
@@ -37,7 +39,13 @@ def parameter(name, type, default=None, **fields):
 
 def variants(name, sizes=(0,), targets=1, dtypes=("f32", "bf16")):
     return [
-        {"dtype": dtype, "channels": size, "target": target, "plan": f"plan_{name}", "run": f"run_{name}_{dtype}"}
+        {
+            "dtype": dtype,
+            "channels": size,
+            "target": target,
+            "plan": f"plan_{name}",
+            "run": f"run_{name}_{dtype}",
+        }
         for target in range(targets)
         for dtype in dtypes
         for size in sizes
@@ -45,7 +53,9 @@ def variants(name, sizes=(0,), targets=1, dtypes=("f32", "bf16")):
 
 
 def press(name, parameters, runtime=None, **fields):
-    names = [p["name"] for p in parameters if not p["static"] and p.get("axes") in (None, ["layer"])]
+    names = [
+        p["name"] for p in parameters if not p["static"] and p.get("axes") in (None, ["layer"])
+    ]
     return {
         "name": name,
         "doc": f"the press {name}",
@@ -68,7 +78,15 @@ def press(name, parameters, runtime=None, **fields):
 
 def presses():
     """The presses of fake.c."""
-    static = {"name": "size", "type": "int", "static": True, "default": 64, "value": 4, "min": 1, "max": None}
+    static = {
+        "name": "size",
+        "type": "int",
+        "static": True,
+        "default": 64,
+        "value": 4,
+        "min": 1,
+        "max": None,
+    }
     return [
         press("last", [budget()], uniform=True),
         press(
@@ -86,7 +104,12 @@ def presses():
         press("positive", [], score_axes=None, ragged=True, data_counts=True),
         press("thin", [], score_axes=["head", "channel"], drops_channels=True, drops_tokens=False),
         press(
-            "shared", [budget()], score_axes=None, inputs={"queries": 1}, reuse=2, leader_inputs=["queries"]
+            "shared",
+            [budget()],
+            score_axes=None,
+            inputs={"queries": 1},
+            reuse=2,
+            leader_inputs=["queries"],
         ),
         press(
             "weighted",
@@ -127,7 +150,9 @@ def build(out, content=None, source="fake.c", flags=(), name=".kvpc"):
     compiler = shutil.which("clang-22") or shutil.which("clang")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "header.bin").write_bytes(data)
-        (Path(folder) / "header.s").write_text(f'.section {name},"",@progbits\n.incbin "header.bin"\n')
+        (Path(folder) / "header.s").write_text(
+            f'.section {name},"",@progbits\n.incbin "header.bin"\n'
+        )
         subprocess.run(
             [
                 compiler, "-shared", "-fPIC", "-nostdlib", "-ffreestanding", "-fno-builtin", "-O1",

@@ -1,0 +1,214 @@
+"""Compiling presses: runs the executable `kvpc` and caches what it makes.
+
+The compiler is a process of its own, so that no LLVM lives beside Torch. A module is cached under
+the digest of its source (with what it imports), the options and the compiler itself, in the folder
+that the environment variable KVPC_CACHE names, else $XDG_CACHE_HOME/kvpc or ~/.cache/kvpc.
+"""
+
+import hashlib
+import os
+import re
+import stat
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from . import library
+from .budget import Budget
+from .errors import ArgumentError, CompileError, Error, diagnostics_of
+from .module import load
+
+_DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+def compile(
+    program,
+    *,
+    defines=None,
+    dtypes=None,
+    channels=None,
+    press=None,
+    optimization="O2",
+    workspace=None,
+    include=(),
+):
+    """The compiled Module of a program.
+
+    program       name of a press or score of the library (`"snapkv"`), path of a `.kv` file
+                  (a pathlib.Path, or text that ends in `.kv`), or source text
+    defines       static parameters by name (`"window"`, or `"snapkv.window"` of one press): Python
+                  values, or source text, as scores and presses need: `{"inner": "tova()"}`
+    dtypes        of the cache, e.g. `("f32", "bf16")` or torch dtypes
+    channels      head sizes to specialise for; 0 stands for any
+    press         which one (or ones) of the file to compile; None: all
+    optimization  "O2", or "O0" for one pass per operation
+    workspace     cap of recomputable buffers, as a fraction of the keys' size
+    include       folders for `import`
+
+    What is left out is the compiler's default. Raises CompileError with `diagnostics`,
+    CompilerNotFound.
+    """
+    executable = library.compiler()
+    options = _options(defines or {}, dtypes, channels, press, optimization, workspace, include)
+    name, source, folder = _program(program)
+    key = hashlib.sha256()
+    for part in (_identity(executable), name, *options, *_texts(source, folder, include)):
+        key.update(str(part).encode() + b"\0")
+    place = cache_folder() / f"{_stem(name)}-{key.hexdigest()[:32]}.kvm"
+    if not place.exists():
+        _make(executable, name, source if folder is None else None, options, place)
+    return load(place)
+
+
+def press(program, *, name=None, defines=None, **parameters):
+    """A press of the library (or of a file, or of source text), compiled with its static parameters.
+
+    `kvpc.press("snapkv", drop=0.5, window=32)`: parameters that decide shapes, here `window`, are
+    compiled in; the others, here the budget, belong to the call. Scores and presses are given as
+    source text: `kvpc.press("chunkkv", inner="tova()")`. Other options of `compile` are not taken
+    here: `kvpc.compile(...).press(...)`.
+    """
+    defines = dict(defines or {})
+    # Text can only be a score or a press, which are always static; but a path of a tensor.
+    sure = {
+        key: value
+        for key, value in parameters.items()
+        if isinstance(value, bool) or (isinstance(value, str) and "(" in value)
+    }
+    module = compile(program, defines=defines | sure, press=name)
+    name = name or (program if program in module.presses else None)
+    if name is None and len(module.presses) == 1:
+        [name] = module.presses
+    known = module.presses[name].parameters if name in module.presses else {}
+    static = {
+        key: value
+        for key, value in parameters.items()
+        if key in known and known[key].static and key not in sure
+    }
+    if static and any(known[key].value != value for key, value in static.items()):
+        module = compile(program, defines=defines | sure | static, press=name)
+    rest = {k: v for k, v in parameters.items() if k not in sure and k not in static}
+    return module.press(name, **rest)
+
+
+def cache_folder():
+    """Where compiled modules are kept; made if it is not there.
+
+    Loading runs code, so it must be ours: owned by this user, and writable by nobody else.
+    """
+    named = os.environ.get("KVPC_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(named) if named else Path(base) / "kvpc"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Error(
+            f"the cache folder `{folder}` is not this user's alone; others could place code in it; "
+            "set KVPC_CACHE to a folder of your own, or `chmod go-w` it"
+        )
+    return folder
+
+
+def _source_text(name, value):
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float | Budget | str):
+        return str(value)
+    raise ArgumentError(
+        f"the define `{name}` is a {type(value).__name__}; need a number, true or false, "
+        "kvpc.drop(r), kvpc.keep(n), or source text",
+        "kvm-parameter",
+    )
+
+
+def _options(defines, dtypes, channels, press, optimization, workspace, include):
+    if optimization not in ("O0", "O2"):
+        raise ArgumentError(f'`optimization` is "{optimization}"; need "O0" or "O2"')
+    options = [f"-D{name}={_source_text(name, value)}" for name, value in sorted(defines.items())]
+    options += [f"-I{Path(folder).absolute()}" for folder in include]
+    if dtypes is not None:
+        dtypes = (dtypes,) if isinstance(dtypes, str | torch.dtype) else dtypes
+        options.append("--dtype=" + ",".join(_DTYPES.get(d, str(d)) for d in dtypes))
+    if channels is not None:
+        channels = (channels,) if isinstance(channels, int) else channels
+        options.append("--channels=" + ",".join(str(c) for c in channels))
+    for one in (press,) if isinstance(press, str) else press or ():
+        options.append(f"--press={one}")
+    if workspace is not None:
+        options.append(f"--workspace={workspace}")
+    return [*options, f"-{optimization}"]
+
+
+def _program(program):
+    """(what the command line names, source text or None, folder of its imports or None)."""
+    if isinstance(program, os.PathLike) or (program.endswith(".kv") and "\n" not in program):
+        path = Path(program).absolute()
+        try:
+            return str(path), path.read_text(), path.parent
+        except OSError as error:
+            raise CompileError(f"cannot read `{path}`: {error.strerror}") from None
+    if re.fullmatch(r"\w+", program):
+        return program, None, None
+    return "source.kv", program, None
+
+
+def _stem(name):
+    return re.sub(r"\W", "_", Path(name).stem)
+
+
+def _identity(executable):
+    """Tells one compiler from another, also while the same version is being worked on."""
+    status = executable.stat()
+    return f"{_version(executable, status.st_mtime_ns)} {status.st_size} {status.st_mtime_ns}"
+
+
+_versions = {}
+
+
+def _version(executable, stamp):
+    key = (executable, stamp)
+    if key not in _versions:
+        done = subprocess.run(
+            [executable, "--version"], capture_output=True, text=True, check=False
+        )
+        _versions[key] = done.stdout.strip()
+    return _versions[key]
+
+
+def _texts(source, folder, include):
+    """The source, and that of all files that it imports, in a fixed order."""
+    texts, waiting, seen = [], [source or ""], set()
+    folders = [f for f in (folder, *map(Path, include)) if f is not None]
+    while waiting:
+        text = waiting.pop()
+        texts.append(text)
+        for name in re.findall(r"^\s*import\s+(\w+)", text, re.MULTILINE):
+            path = next((f / f"{name}.kv" for f in folders if (f / f"{name}.kv").exists()), None)
+            if path and path not in seen:
+                seen.add(path)
+                waiting.append(path.read_text())
+    return texts
+
+
+def _make(executable, name, text, options, place):
+    with tempfile.TemporaryDirectory(prefix=".kvpc-", dir=place.parent) as folder:
+        if text is not None:
+            (Path(folder) / name).write_text(text)
+        made = Path(folder) / "module.kvm"
+        command = [executable, "compile", name, "-o", made, *options]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            cwd=folder if text is not None else None,
+        )
+        if done.returncode or not made.exists():
+            kind = {1: "", 2: "the command line is wrong: "}.get(
+                done.returncode, f"the compiler failed with exit code {done.returncode}: "
+            )
+            raise CompileError(kind + done.stderr.strip(), diagnostics_of(done.stderr))
+        os.replace(made, place)
