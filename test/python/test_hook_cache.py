@@ -6,12 +6,13 @@ import io
 
 import pytest
 import torch
-from kvpc.cache import storage_bytes
-from kvpc.hook import CROP_REMOVES, HookError, attach
 from model_oracle import close, oracle_logits
 from press_oracle import OraclePress
 from small_models import greedy, make, steps, text
 from transformers import DynamicCache
+
+from kvpc.cache import storage_bytes
+from kvpc.hook import CROP_REMOVES, HookError, attach
 
 torch.set_num_threads(1)
 KINDS = ["snapkv", "ragged", "chunk", "all"]

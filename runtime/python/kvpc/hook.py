@@ -93,7 +93,7 @@ class KVLayer(Layer, CacheLayerMixin):
     def crop(self, n):
         if CROP_REMOVES and n > 0:
             raise ValueError("crop takes the number of tokens to remove, as a negative number")
-        length = n if n > 0 or n == 0 and not CROP_REMOVES else self.length() + n
+        length = n if n > 0 or (n == 0 and not CROP_REMOVES) else self.length() + n
         if length < self.sealed:
             raise HookError(
                 f"cannot crop to {length} tokens: the first {self.sealed} are compressed; remedy: "
@@ -307,7 +307,7 @@ class Hook:
         ):
             cache = kwargs["past_key_values"] = DynamicCache(config=module.config)
         ours = [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, KVLayer)]
-        if cache is None or self.press is None and not any(layer.prefix for layer in ours):
+        if cache is None or (self.press is None and not any(layer.prefix for layer in ours)):
             return None if torch.compiler.is_compiling() else self.tidy()
         if mask is not None and (isinstance(mask, dict) or mask.dim() != 2):
             raise HookError("need a 2D attention mask (1 for real tokens), have a prepared one")
