@@ -121,15 +121,16 @@ Error unknown(const PressHeader &press, const std::string &name) {
 
 } // namespace
 
-Result<BoundPress> Press::bind(const Arguments &given) const {
+Result<std::vector<Value>> kvpc::runtime::bindArguments(const PressHeader &press,
+                                                        const Press::Arguments &given) {
   std::vector<std::pair<const Parameter *, Value>> values;
   for (const auto &[name, givenValue] : given) {
     if (givenValue.kind == Value::None)
       continue;
     Value value = givenValue;
-    const Parameter *parameter = press->parameter(name);
+    const Parameter *parameter = press.parameter(name);
     if (!parameter && (name == "drop" || name == "keep" || name == "compression_ratio")) {
-      auto budget = findBudget(*press, name);
+      auto budget = findBudget(press, name);
       if (!budget)
         return budget.error();
       auto made = shorthand(name, value);
@@ -139,7 +140,7 @@ Result<BoundPress> Press::bind(const Arguments &given) const {
       value = *made;
     }
     if (!parameter)
-      return unknown(*press, name);
+      return unknown(press, name);
     if (parameter->isStatic)
       return Error{
           ErrorCode::StaticParameter,
@@ -148,7 +149,7 @@ Result<BoundPress> Press::bind(const Arguments &given) const {
                   .str() +
               " when the module was compiled; compile the press with `-D " + name + "=" +
               value.str() + "` for another value"};
-    if (std::find(press->runtime.begin(), press->runtime.end(), name) == press->runtime.end() &&
+    if (std::find(press.runtime.begin(), press.runtime.end(), name) == press.runtime.end() &&
         parameter->name == name)
       return Error{ErrorCode::Parameter, "`" + name + "` is a tensor; give it as one"};
     for (auto &[other, unused] : values)
@@ -161,22 +162,31 @@ Result<BoundPress> Press::bind(const Arguments &given) const {
     values.emplace_back(parameter, std::move(value));
   }
 
-  BoundPress out;
-  out.owner = owner;
-  out.press = press;
-  for (const std::string &name : press->runtime) {
-    const Parameter *parameter = press->parameter(name);
+  std::vector<Value> out;
+  for (const std::string &name : press.runtime) {
+    const Parameter *parameter = press.parameter(name);
     Value value = parameter->fallback;
     for (auto &[other, givenValue] : values)
       if (other == parameter)
         value = givenValue;
     if (value.kind == Value::None || value.kind == Value::Text)
-      return Error{ErrorCode::Parameter, "`" + press->name + "` needs `" + name + "` (" +
+      return Error{ErrorCode::Parameter, "`" + press.name + "` needs `" + name + "` (" +
                                              parameter->type + "), which has no default; give it"};
     if (auto error = check(*parameter, value))
       return *error;
-    out.arguments.push_back(std::move(value));
+    out.push_back(std::move(value));
   }
+  return out;
+}
+
+Result<BoundPress> Press::bind(const Arguments &given) const {
+  auto arguments = bindArguments(*press, given);
+  if (!arguments)
+    return arguments.error();
+  BoundPress out;
+  out.owner = owner;
+  out.press = press;
+  out.arguments = std::move(*arguments);
   return out;
 }
 

@@ -152,6 +152,9 @@ private:
   const PressHeader *press = nullptr;
 };
 
+/// Values of header.runtime in its order, checked and with defaults, as `Press::bind` takes them.
+Result<std::vector<Value>> bindArguments(const PressHeader &press, const Press::Arguments &given);
+
 class Module : public std::enable_shared_from_this<Module> {
 public:
   /// `digest`: the file's expected SHA-256 in hexadecimal; empty: not checked.
