@@ -109,9 +109,8 @@ std::unique_ptr<TargetMachine> createMachine(const CodegenOptions &options, std:
   const LevelDescription &level = describe(options.level);
   CodeGenOptLevel effort =
       options.optimization == 0 ? CodeGenOptLevel::Less : CodeGenOptLevel::Default;
-  return std::unique_ptr<TargetMachine>(
-      target->createTargetMachine(triple, level.cpu, level.features, target_options, Reloc::PIC_,
-                                  std::nullopt, effort));
+  return std::unique_ptr<TargetMachine>(target->createTargetMachine(
+      triple, level.cpu, level.features, target_options, Reloc::PIC_, std::nullopt, effort));
 }
 
 /// Small primitives, those that their author wants inlined, come in as bitcode. The others are in
@@ -192,7 +191,11 @@ void setAttributes(Module &module, const StringSet<> &exports, const LevelDescri
   }
 }
 
-void optimize(Module &module, TargetMachine &machine, unsigned level) {
+/// What code made of small pieces cannot do without, at half the cost of -O1.
+constexpr StringLiteral kFewPasses =
+    "always-inline,globaldce,function(sroa,early-cse,instcombine,simplifycfg,loop-mssa(licm))";
+
+Error optimize(Module &module, TargetMachine &machine, unsigned level) {
   PipelineTuningOptions tuning;
   tuning.SLPVectorization = false;
   LoopAnalysisManager loops;
@@ -211,9 +214,17 @@ void optimize(Module &module, TargetMachine &machine, unsigned level) {
   builder.registerFunctionAnalyses(functions);
   builder.registerLoopAnalyses(loops);
   builder.crossRegisterProxies(loops, functions, cgscc, modules);
-  static const OptimizationLevel levels[] = {OptimizationLevel::O1, OptimizationLevel::O1,
-                                             OptimizationLevel::O2, OptimizationLevel::O3};
-  builder.buildPerModuleDefaultPipeline(levels[std::min(level, 3u)]).run(module, modules);
+  ModulePassManager passes;
+  if (level == 0) {
+    if (Error error = builder.parsePassPipeline(passes, kFewPasses))
+      return error;
+  } else {
+    passes = builder.buildPerModuleDefaultPipeline(level == 1   ? OptimizationLevel::O1
+                                                   : level == 2 ? OptimizationLevel::O2
+                                                                : OptimizationLevel::O3);
+  }
+  passes.run(module, modules);
+  return Error::success();
 }
 
 Error emit(Module &module, TargetMachine &machine, Form form, std::string &result) {
@@ -265,7 +276,8 @@ Error compileInContext(mlir::ModuleOp source, const CodegenOptions &options, For
   }
   {
     TimeTraceScope scope("kvpc-optimize");
-    optimize(*module, *machine, options.optimization);
+    if (Error error = optimize(*module, *machine, options.optimization))
+      return error;
   }
   TimeTraceScope scope("kvpc-emit");
   return emit(*module, *machine, form, result);

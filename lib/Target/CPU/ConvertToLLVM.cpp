@@ -1,7 +1,7 @@
 //===- ConvertToLLVM.cpp - arith, vector, cf and func to the LLVM dialect --===//
 //
-// Before: no scf, and no math operation that ElementaryCalls rewrites. After: the LLVM dialect only.
-// One conversion for all dialects is twice as fast as one pass each.
+// Before: no scf, and no math operation that ElementaryCalls rewrites. After: the LLVM dialect
+// only. One conversion for all dialects is twice as fast as one pass each.
 //
 //===----------------------------------------------------------------------===//
 #include "Target.h"

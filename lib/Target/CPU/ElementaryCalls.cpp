@@ -35,12 +35,12 @@ struct Function {
 
 const llvm::StringMap<Function> &functions() {
   static const llvm::StringMap<Function> table = {
-      {"math.exp", {"exp", Single::Lanes}},     {"math.exp2", {"exp2", Single::Lanes}},
-      {"math.log", {"log", Single::Lanes}},     {"math.tanh", {"tanh", Single::Lanes}},
-      {"math.erf", {"erf", Single::Lanes}},     {"math.powf", {"pow", Single::Lanes}},
-      {"math.log2", {"log2", Single::Wide}},    {"math.log10", {"log10", Single::Wide}},
-      {"math.log1p", {"log1p", Single::Wide}},  {"math.expm1", {"expm1", Single::Wide}},
-      {"math.sin", {"sin", Single::Wide}},      {"math.cos", {"cos", Single::Wide}},
+      {"math.exp", {"exp", Single::Lanes}},    {"math.exp2", {"exp2", Single::Lanes}},
+      {"math.log", {"log", Single::Lanes}},    {"math.tanh", {"tanh", Single::Lanes}},
+      {"math.erf", {"erf", Single::Lanes}},    {"math.powf", {"pow", Single::Lanes}},
+      {"math.log2", {"log2", Single::Wide}},   {"math.log10", {"log10", Single::Wide}},
+      {"math.log1p", {"log1p", Single::Wide}}, {"math.expm1", {"expm1", Single::Wide}},
+      {"math.sin", {"sin", Single::Wide}},     {"math.cos", {"cos", Single::Wide}},
   };
   return table;
 }

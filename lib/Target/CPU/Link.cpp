@@ -88,11 +88,24 @@ std::mutex linkerMutex;
 bool linkerUsable = true;
 
 Error runLinker(ArrayRef<std::string> inputs, StringRef output) {
-  std::vector<const char *> arguments = {
-      "ld.lld", "-shared", "-m", "elf_x86_64",
-      "--no-undefined", // a call of the C library ends here
-      "--gc-sections", "-Bsymbolic", "--build-id=none", "--eh-frame-hdr", "--hash-style=gnu",
-      "-z", "noexecstack", "-z", "relro", "-z", "now", "--threads=1", "--color-diagnostics=never"};
+  std::vector<const char *> arguments = {"ld.lld",
+                                         "-shared",
+                                         "-m",
+                                         "elf_x86_64",
+                                         "--no-undefined", // a call of the C library ends here
+                                         "--gc-sections",
+                                         "-Bsymbolic",
+                                         "--build-id=none",
+                                         "--eh-frame-hdr",
+                                         "--hash-style=gnu",
+                                         "-z",
+                                         "noexecstack",
+                                         "-z",
+                                         "relro",
+                                         "-z",
+                                         "now",
+                                         "--threads=1",
+                                         "--color-diagnostics=never"};
   for (const std::string &input : inputs)
     arguments.push_back(input.c_str());
   std::string path = output.str(), text;
@@ -102,8 +115,7 @@ Error runLinker(ArrayRef<std::string> inputs, StringRef output) {
   if (!linkerUsable)
     return failure("an earlier link crashed in this process");
   raw_string_ostream stream(text);
-  lld::Result result =
-      lld::lldMain(arguments, stream, stream, {{lld::Gnu, &lld::elf::link}});
+  lld::Result result = lld::lldMain(arguments, stream, stream, {{lld::Gnu, &lld::elf::link}});
   linkerUsable = result.canRunAgain;
   if (result.retCode || !result.canRunAgain)
     return failure(describe(text));

@@ -47,7 +47,8 @@ private:
       return function.emitOpError("with `kvpc.body` must not have a body");
     if (function.getFunctionType() != LLVM::LLVMFunctionType::get(none, {pointer, count}))
       return function.emitOpError("with `kvpc.body` must take a frame and a count");
-    if (!body || body.getFunctionType() != LLVM::LLVMFunctionType::get(none, {pointer, count, count}))
+    if (!body ||
+        body.getFunctionType() != LLVM::LLVMFunctionType::get(none, {pointer, count, count}))
       return function.emitOpError("needs ") << name << " to take a frame, a begin and an end";
 
     OpBuilder builder(context);

@@ -9,10 +9,12 @@
 // - `func.func private @X.parallel(!llvm.ptr, i64) attributes {kvpc.body = @X}`: gets the body that
 //   runs @X(frame, begin, end) through the host's parallel_for. The frame begins with the address
 //   of the kvpc_call.
-// - calls of `kvpc_prim_*`: hand-written functions (Primitives/, Objects/HostMath.c), linked as bitcode
+// - calls of `kvpc_prim_*`: hand-written functions (Primitives/, Objects/HostMath.c), linked as
+// bitcode
 //   or machine code that the compiler carries. A wrong name or type is an error.
 // - llvm.load and llvm.store of vectors: without an alignment, that of the element is meant.
-// - math on f32, as scalars and vectors of any length, and on f64 scalars. Nothing becomes a call of
+// - math on f32, as scalars and vectors of any length, and on f64 scalars. Nothing becomes a call
+// of
 //   a C library: what is not implemented ends in an error.
 //
 //===----------------------------------------------------------------------===//
@@ -50,7 +52,7 @@ unsigned levelLanes(Level level);
 
 struct CodegenOptions {
   Level level = Level::V3;
-  unsigned optimization = 2; ///< 0 to 3, as of a C compiler; 0 still optimizes within functions
+  unsigned optimization = 2; ///< 0 to 3; 0 still does what is cheap and pays
 };
 
 /// What the compilation functions need beside the dialects of their input.

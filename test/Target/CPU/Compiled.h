@@ -28,9 +28,9 @@ struct Context : mlir::MLIRContext {
   }
   static mlir::DialectRegistry registry() {
     mlir::DialectRegistry registry;
-    registry.insert<mlir::arith::ArithDialect, mlir::cf::ControlFlowDialect, mlir::func::FuncDialect,
-                    mlir::math::MathDialect, mlir::scf::SCFDialect, mlir::ub::UBDialect,
-                    mlir::vector::VectorDialect>();
+    registry.insert<mlir::arith::ArithDialect, mlir::cf::ControlFlowDialect,
+                    mlir::func::FuncDialect, mlir::math::MathDialect, mlir::scf::SCFDialect,
+                    mlir::ub::UBDialect, mlir::vector::VectorDialect>();
     cpu::registerTranslations(registry);
     return registry;
   }
@@ -77,8 +77,7 @@ public:
   explicit Library(llvm::StringRef source, const cpu::CodegenOptions &options = {}) {
     Answer code = compiled(source, options);
     EXPECT_EQ(code.error, "");
-    std::string error =
-        llvm::toString(cpu::linkModule({code.result}, "header", file.path));
+    std::string error = llvm::toString(cpu::linkModule({code.result}, "header", file.path));
     EXPECT_EQ(error, "");
     handle = dlopen(file.path.c_str(), RTLD_NOW | RTLD_LOCAL);
     EXPECT_TRUE(handle) << dlerror();
@@ -87,7 +86,8 @@ public:
     if (handle)
       dlclose(handle);
   }
-  template <typename F> F *find(const char *name) const {
+  template <typename F>
+  F *find(const char *name) const {
     void *symbol = handle ? dlsym(handle, name) : nullptr;
     EXPECT_TRUE(symbol) << name;
     return reinterpret_cast<F *>(symbol);

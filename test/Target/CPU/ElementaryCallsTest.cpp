@@ -34,12 +34,14 @@ func.func @{0}(%x: !llvm.ptr, %z: !llvm.ptr, %y: !llvm.ptr, %n: i64) attributes 
                        name, op, lanes, type, operands, element);
 }
 
-template <typename T> using Kernel = void(const T *, const T *, T *, int64_t);
+template <typename T>
+using Kernel = void(const T *, const T *, T *, int64_t);
 
-template <typename T> std::vector<T> arguments(bool positive, double limit) {
+template <typename T>
+std::vector<T> arguments(bool positive, double limit) {
   constexpr T infinity = std::numeric_limits<T>::infinity();
-  std::vector<T> x = {0,    T(-0.0), 1,         -1,        T(0.5), T(1e-30), T(-1e-30), 2, -2,
-                      10,   -10,     infinity,  -infinity, NAN,    T(1e-42), 88,        100};
+  std::vector<T> x = {0,  T(-0.0), 1,        -1,        T(0.5), T(1e-30), T(-1e-30), 2,  -2,
+                      10, -10,     infinity, -infinity, NAN,    T(1e-42), 88,        100};
   if (positive)
     for (T &v : x)
       v = std::fabs(v);
@@ -89,8 +91,7 @@ void compare(llvm::StringRef op, bool two, const std::vector<T> &x, const std::v
   }
 }
 
-#define REFERENCE(NAME, EXPRESSION)                                                                \
-  +[](Wide x, Wide z) -> Wide { return EXPRESSION; }
+#define REFERENCE(NAME, EXPRESSION) +[](Wide x, Wide z) -> Wide { return EXPRESSION; }
 
 TEST(ElementaryCalls, Single) {
   using Wide = double;

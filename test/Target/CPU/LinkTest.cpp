@@ -2,8 +2,8 @@
 #include "Compiled.h"
 
 #include "lib/Target/CPU/Objects/Objects.h"
-#include "llvm/Object/ELFObjectFile.h"
 #include "llvm/ADT/StringSet.h"
+#include "llvm/Object/ELFObjectFile.h"
 #include "llvm/Support/MemoryBuffer.h"
 #include <thread>
 
@@ -90,8 +90,8 @@ TEST(Link, CarriedObjectsNeedNothingElse) {
     for (const std::string &name : undefined)
       EXPECT_TRUE(here.contains(name)) << name;
   }
-  for (const char *name : {"kvpc_prim_f64_pow", "memset", "level0.kvpc_prim_select",
-                           "level2.kvpc_prim_contract_bf16"})
+  for (const char *name :
+       {"kvpc_prim_f64_pow", "memset", "level0.kvpc_prim_select", "level2.kvpc_prim_contract_bf16"})
     EXPECT_TRUE(defined.contains(name)) << name;
 }
 
@@ -135,7 +135,8 @@ llvm.func @printf(!llvm.ptr, ...) -> i32
 llvm.func @f(%x: !llvm.ptr) -> i32 attributes {kvpc.export} {
   %y = llvm.call @printf(%x) vararg(!llvm.func<i32 (ptr, ...)>) : (!llvm.ptr) -> i32
   llvm.return %y : i32
-})").result;
+})")
+                         .result;
   EXPECT_EQ(link({code}, "header", file.path),
             "cannot link the module: undefined hidden symbol: printf");
   // And the linker works again.

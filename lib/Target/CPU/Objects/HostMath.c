@@ -2,9 +2,9 @@
  *
  * For the few numbers that a plan computes on the host: budgets, schedules over layers, rotary
  * frequencies. Freestanding, since a module needs no C library, and compiled once for x86-64-v3, so
- * that all levels compute the same bits. Relative error below 1e-14 (measured: a few 1e-16), special
- * values as in C. A power needs the logarithm to about 100 bits; "double-double" numbers are sums of
- * a high and a low part.
+ * that all levels compute the same bits. Relative error below 1e-14 (measured: a few 1e-16),
+ * special values as in C. A power needs the logarithm to about 100 bits; "double-double" numbers
+ * are sums of a high and a low part.
  */
 #include <stdint.h>
 
@@ -143,7 +143,8 @@ EXPORT double kvpc_prim_f64_log10(double x) {
   if (!isPositiveFinite(x))
     return logSpecial(x);
   DoubleDouble l = logSum(x, 0.0);
-  return fma(l.high, 0x1.bcb7b1526e50ep-2, fma(l.high, 0x1.95355baaafad3p-57, l.low * 0.4342944819));
+  return fma(l.high, 0x1.bcb7b1526e50ep-2,
+             fma(l.high, 0x1.95355baaafad3p-57, l.low * 0.4342944819));
 }
 
 EXPORT double kvpc_prim_f64_log1p(double x) {
