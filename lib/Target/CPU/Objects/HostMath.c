@@ -25,26 +25,28 @@ static double scale(double x, int64_t n) {
   return x * ofBits((uint64_t)(1023 + half) << 52) * ofBits((uint64_t)(1023 + n - half) << 52);
 }
 
-/* e^r - 1 for |r| <= ln 2 / 2: Taylor's series, whose 15th term is below 1e-18 of the sum. */
+/* 1 / n! */
+static const double kInverseFactorial[] = {1.0,
+                                           1.0,
+                                           1.0 / 2,
+                                           1.0 / 6,
+                                           1.0 / 24,
+                                           1.0 / 120,
+                                           1.0 / 720,
+                                           1.0 / 5040,
+                                           1.0 / 40320,
+                                           1.0 / 362880,
+                                           1.0 / 3628800,
+                                           1.0 / 39916800,
+                                           1.0 / 479001600,
+                                           1.0 / 6227020800,
+                                           1.0 / 87178291200};
+
+/* e^r - 1 for |r| <= ln 2 / 2: Taylor's series, whose next term is below 1e-18 of the sum. */
 static double expm1Reduced(double r) {
-  double p = 1.0 / 87178291200;
-  for (int n = 13; n >= 2; --n) {
-    static const double inverse[] = {0,
-                                     0,
-                                     1.0 / 2,
-                                     1.0 / 6,
-                                     1.0 / 24,
-                                     1.0 / 120,
-                                     1.0 / 720,
-                                     1.0 / 5040,
-                                     1.0 / 40320,
-                                     1.0 / 362880,
-                                     1.0 / 3628800,
-                                     1.0 / 39916800,
-                                     1.0 / 479001600,
-                                     1.0 / 6227020800};
-    p = fma(p, r, inverse[n]);
-  }
+  double p = kInverseFactorial[14];
+  for (int n = 13; n >= 2; --n)
+    p = fma(p, r, kInverseFactorial[n]);
   return fma(p * r, r, r);
 }
 
@@ -91,7 +93,7 @@ static inline DoubleDouble sum(double a, double b) {
   return (DoubleDouble){high, b - (high - a)};
 }
 
-/* log(m + low / high-order error) for a positive normal m, m * 2^exponent; `low` is added to m. */
+/* log(x + low) for x > 0. `low` counts only near 1, where the logarithm is small. */
 static DoubleDouble logSum(double x, double low) {
   int64_t exponent = 0;
   if (x < 0x1p-1022) {
@@ -151,7 +153,7 @@ EXPORT double kvpc_prim_f64_log1p(double x) {
   if (x == 0.0 || !(x > -1.0 && x < kInfinity))
     return x == 0.0 ? x : logSpecial(1.0 + x);
   double high = 1.0 + x;
-  double low = x > 1.0 || x < -1.0 ? 1.0 - (high - x) : x - (high - 1.0);
+  double low = x > 1.0 ? 1.0 - (high - x) : x - (high - 1.0);
   return logSum(high, low).high;
 }
 
