@@ -33,7 +33,8 @@ class Timed:
     """A press that notes how long each layer's compression takes."""
 
     def __init__(self, press):
-        self.press, self.inputs, self.seconds = press, press.inputs, []
+        self.press, self.inputs, self.inputs_at = press, press.inputs, press.inputs_at
+        self.seconds = []
 
     def compress(self, *args, **kwargs):
         start = time.perf_counter()

@@ -25,7 +25,10 @@ class OraclePress:
         self.inputs = {"queries": window}
         self.inputs |= {"unrotated_queries": window} if unrotated else {}
         self.inputs |= {"hidden": "all"} if hidden else {}
-        self.log, self.seen, self.states, self.calls = {}, [], [], 0
+        self.log, self.seen, self.hidden, self.states, self.calls = {}, [], [], [], 0
+
+    def inputs_at(self, layer):
+        return self.inputs
 
     def __call__(self, model, **kwargs):
         from kvpc.hook import attach
@@ -58,6 +61,7 @@ class OraclePress:
                 None if unrotated_queries is None else unrotated_queries.clone(),
             )
         )
+        self.hidden.append(hidden)
         self.states.append(state)
         picked = []
         for b in range(batch):

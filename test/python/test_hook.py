@@ -73,6 +73,8 @@ def test_right_padding():
     batch, alone = press.seen[:4], press.seen[4:]
     for (_, q, u), (_, x, y) in zip(batch, alone):
         close(q[1:], x), close(u[1:], y, 1e-5)
+    for both, one in zip(press.hidden[:4], press.hidden[4:]):
+        close(both[1:, -28:], one)
     for _, row, one in press.log.values():
         assert [x.tolist() for x in row.tokens] == [x.tolist() for x in one.tokens]
         assert torch.equal(row.channels, one.channels)

@@ -34,6 +34,9 @@ from .errors import Error
 
 UNTIL_FINISH = float("inf")
 
+# What a press may ask for beside keys and values.
+SUPPLIED = {"queries", "unrotated_queries", "hidden", "output_weight", "rope"}
+
 # DynamicLayer.crop takes a new length until 5.22, a count to remove (negative) from 5.23 on.
 CROP_REMOVES = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
 
@@ -45,7 +48,10 @@ _lock = threading.RLock()
 
 
 class HookError(Error):
-    """A model, cache or call that the hook cannot serve."""
+    """A model, cache or call that the hook cannot serve. `code` says which of them."""
+
+    def __init__(self, message, code):
+        super().__init__(f"{message} [{code}]", code)
 
 
 class KVLayer(Layer, CacheLayerMixin):
@@ -66,7 +72,8 @@ class KVLayer(Layer, CacheLayerMixin):
             raise HookError(
                 "this cache is compressed; have: a model without the hook; need: the model that "
                 "filled it; remedy: use that model, or call this one within "
-                "`with kvpc.hook.attach(model):`"
+                "`with kvpc.hook.attach(model):`",
+                "hook-cache-compressed",
             )
         if not self.is_initialized:
             self.lazy_initialization(keys)
@@ -97,7 +104,8 @@ class KVLayer(Layer, CacheLayerMixin):
         if length < self.sealed:
             raise HookError(
                 f"cannot crop to {length} tokens: the first {self.sealed} are compressed; remedy: "
-                "keep a copy.deepcopy of the cache from before the compression"
+                "keep a copy.deepcopy of the cache from before the compression",
+                "hook-crop",
             )
         self.cut(length)
 
@@ -149,13 +157,15 @@ class Rows:
         first, last = (torch.where(self.lengths > 0, x, length) for x in (first, last))
         if (last - first != self.lengths).any():
             raise HookError(
-                "padding must lie on one side of the prompt, have real tokens on both sides of it"
+                "padding must lie on one side of the prompt, have real tokens on both sides of it",
+                "hook-padding",
             )
         if (last != length).any():
             first = torch.where(self.lengths > 0, first, 0)
             if (first != 0).any():
                 raise HookError(
-                    "padding must lie on the same side in every row of a batch, have both sides"
+                    "padding must lie on the same side in every row of a batch, have both sides",
+                    "hook-padding",
                 )
             self.padding, self.ends = "right", self.lengths
 
@@ -209,15 +219,16 @@ class Hook:
         while not isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList):
             decoder = getattr(decoder, "language_model", None) or getattr(decoder, "model", None)
             if decoder is None:
-                raise HookError(f"cannot attach to {self.model}: it has no decoder layers")
+                raise HookError(
+                    f"cannot attach to {self.model}: it has no decoder layers", "hook-model"
+                )
         self.decoder, self.press, self.expected = weakref.ref(decoder), None, None
         self.entered, self.refs = False, 0
         self.attention = [
             m for m in decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "scaling")
         ]
-        self.sliding = DynamicCache(
-            config=decoder.config
-        ).is_sliding  # transformers' own opinion on every layer
+        # transformers' own opinion on every layer
+        self.sliding = DynamicCache(config=decoder.config).is_sliding
         self.configs = list({id(m.config): m.config for m in [decoder, *self.attention]}.values())
         self.names = list(inspect.signature(decoder.forward).parameters)
         bases = {_switched.get(id(c), (0, c._attn_implementation))[1] for c in self.configs}
@@ -235,7 +246,7 @@ class Hook:
             why = "it has attention sinks"
         else:
             return
-        raise HookError(f"cannot attach to {self.model}: {why}")
+        raise HookError(f"cannot attach to {self.model}: {why}", "hook-model")
 
     @staticmethod
     def of(model):
@@ -278,14 +289,14 @@ class Hook:
         """Make a cache ours: its full-attention layers, with what they hold."""
         if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
             raise HookError(
-                f"cannot compress a {type(cache).__name__}: need a DynamicCache, not offloaded"
+                f"cannot compress a {type(cache).__name__}: need a DynamicCache, not offloaded",
+                "hook-cache",
             )
         link = Link(self, pending=cache.get_seq_length() == 0)
         for i, slides in enumerate(self.sliding):
             if i == len(cache.layers):
-                cache.layers.append(
-                    DynamicLayer()
-                )  # a lazy DynamicCache(): there the mask alone does the sliding
+                # a lazy DynamicCache(): there the mask alone does the sliding
+                cache.layers.append(DynamicLayer())
             old = cache.layers[i]
             if slides:
                 old.is_sliding = True  # or the mask of full layers takes its sizes from this layer
@@ -310,24 +321,23 @@ class Hook:
         if cache is None or (self.press is None and not any(layer.prefix for layer in ours)):
             return None if torch.compiler.is_compiling() else self.tidy()
         if mask is not None and (isinstance(mask, dict) or mask.dim() != 2):
-            raise HookError("need a 2D attention mask (1 for real tokens), have a prepared one")
+            raise HookError(
+                "need a 2D attention mask (1 for real tokens), have a prepared one", "hook-mask"
+            )
         link = ours[0].link if ours else None
-        if (
-            not isinstance(link, Link) or link.hook is not self
-        ):  # new, loaded, or another instance's
+        if getattr(link, "hook", None) is not self:  # new, loaded, or another instance's
             link = self.adopt(cache)
         if link.broken:
             raise HookError(
-                "compressing this cache failed half way; remedy: start again with a new cache"
+                "compressing this cache failed half way; remedy: start again with a new cache",
+                "hook-cache-broken",
             )
-        ids = (
-            kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
-        )
+        ids = kwargs.get("input_ids")
+        ids = kwargs["inputs_embeds"] if ids is None else ids
         past = cache.get_seq_length()
         end = past + ids.shape[1]
-        if (
-            kwargs.get("cache_position") is not None
-        ):  # 5.2 is one ahead of it after a prefill in chunks
+        if kwargs.get("cache_position") is not None:
+            # 5.2 is one ahead of it after a prefill in chunks
             kwargs["cache_position"] = torch.arange(past, end, device=ids.device)
         press = self.press if link.pending else None
         last = press is not None and end >= (self.expected or 0)
@@ -349,44 +359,41 @@ class Hook:
 
     def capture(self, step, module, layer, query):
         """Keep what the press wants of a chunk of the prompt; compress at its end."""
-        inputs, rows = step.press.inputs, step.rows
+        inputs, rows = step.press.inputs_at(module.layer_idx), step.rows
         new = {}
-        for name in ("queries", "unrotated_queries"):
-            if name in inputs:
-                chunk = query
-                tables = [] if name == "queries" else list(step.embeddings)
-                # all of a chunk only where rows end early: their own last ones are picked below
-                count = _amount(inputs[name])
-                if (rows is None or rows.ends is None) and count < query.shape[2]:
-                    chunk = chunk[:, :, -count:]
-                    tables = [x[:, -count:] for x in tables]
-                new[name] = unrotate(chunk, *tables) if tables else chunk
+        if "queries" in inputs:
+            new["queries"] = query
+        if "unrotated_queries" in inputs:
+            # all of a chunk only where rows end early: their own last ones are picked below
+            part = slice(None)
+            if rows is None or rows.ends is None:
+                part = slice(-_amount(inputs["unrotated_queries"]), None)
+            cos, sin = (table[:, part] for table in step.embeddings)
+            new["unrotated_queries"] = unrotate(query[:, :, part], cos, sin)
         if "hidden" in inputs:
             new["hidden"] = step.hidden
         for name, old in layer.window.items():
             new[name] = torch.cat([old, new[name]], -2)
         if rows is None:
-            for (
-                name,
-                value,
-            ) in new.items():  # own memory: a slice would keep all queries of the chunk alive
+            for name, value in new.items():
+                # own memory: a slice would keep all queries of the chunk alive
                 layer.window[name] = value[..., -_amount(inputs[name]) :, :].clone()
         else:
             self.compress(step, module, layer, new)
 
     def compress(self, step, module, layer, captured):
-        press, rows, inputs = step.press, step.rows, {}
+        press, rows = step.press, step.rows
+        wanted, inputs = press.inputs_at(module.layer_idx), {}
         if rows.ends is not None and layer.window:
             raise HookError(
-                "a prompt in chunks must be padded on the left, have padding on the right"
+                "a prompt in chunks must be padded on the left, have padding on the right",
+                "hook-padding",
             )
         for name, value in captured.items():
-            if name != "hidden":
-                value = _last(value, _amount(press.inputs[name]), rows.ends)
-            inputs[name] = value.detach()
-        if "output_weight" in press.inputs:
+            inputs[name] = _last(value, _amount(wanted[name]), rows.ends).detach()
+        if "output_weight" in wanted:
             inputs["output_weight"] = module.o_proj.weight.detach()
-        if "rope" in press.inputs:
+        if "rope" in wanted:
             inputs["rope"] = self.rope(module)
         if step.state is None:
             step.state = _new_state()
@@ -438,18 +445,17 @@ def _amount(wanted):
     return wanted if isinstance(wanted, int) else 1 << 40
 
 
-def _last(queries, count, ends):
-    """The last `count` queries of every row; with padding on the right each row's end at its own
-    last real token."""
-    total = queries.shape[2]
+def _last(x, count, ends):
+    """The last `count` queries ([..., query, channel]) of every row; with padding on the right each
+    row's end at its own last real token."""
+    total = x.shape[-2]
     count = min(count, total)
     if ends is None:
-        return queries[:, :, total - count :]
-    index = ends.to(queries.device)[:, None] - count + torch.arange(count, device=queries.device)
-    index = index.clamp(min=0)[
-        :, None, :, None
-    ]  # a row shorter than the window: what precedes it is not read
-    return queries.gather(2, index.expand(-1, queries.shape[1], -1, queries.shape[3]))
+        return x[..., total - count :, :]
+    index = ends.to(x.device)[:, None] - count + torch.arange(count, device=x.device)
+    index = index.clamp(min=0)  # a row shorter than the window: what precedes it is not read
+    index = index.view(x.shape[0], *[1] * (x.dim() - 3), count, 1)
+    return x.gather(-2, index.expand(*x.shape[:-2], -1, x.shape[-1]))
 
 
 def _new_state():
@@ -471,20 +477,14 @@ def attach(model, press=None, prompt_tokens=None):
         hook = Hook.of(model)
         if hook.entered:
             raise HookError(
-                "this model has a press attached already; remedy: compose the two presses into one"
+                "this model has a press attached already; remedy: compose the two presses into one",
+                "hook-nested",
             )
-        supplied = {
-            "keys",
-            "values",
-            "queries",
-            "unrotated_queries",
-            "hidden",
-            "output_weight",
-            "rope",
-        }
         for name in getattr(press, "inputs", ()):
-            if name not in supplied:
-                raise HookError(f"the press needs `{name}`, which {hook.model} does not supply")
+            if name not in SUPPLIED:
+                raise HookError(
+                    f"the press needs `{name}`, which {hook.model} does not supply", "hook-input"
+                )
         hook.press, hook.expected, hook.entered = press, prompt_tokens, True
         hook.retain(1)
     asks = {"unrotated_queries", "hidden"} & set(getattr(press, "inputs", ()))
