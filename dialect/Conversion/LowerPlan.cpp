@@ -1,14 +1,16 @@
 //===- LowerPlan.cpp - kvplan to scf, arith, vector and LLVM memory operations ----------------===//
 #include "dialect/Conversion/LowerPlan.h"
 
+#include "mlir/Dialect/Math/IR/Math.h"
+#include "mlir/Dialect/Vector/IR/VectorOps.h"
+
 using namespace mlir;
 
 OwningOpRef<ModuleOp> kvpc::lowerPlan(ModuleOp plan, const codegen::Variant &variant,
                                       StringRef prefix, SmallVectorImpl<KernelNames> &names) {
   MLIRContext *context = plan.getContext();
-  context->loadDialect<arith::ArithDialect, func::FuncDialect, LLVM::LLVMDialect, scf::SCFDialect>();
-  context->getOrLoadDialect("math");
-  context->getOrLoadDialect("vector");
+  context->loadDialect<arith::ArithDialect, func::FuncDialect, LLVM::LLVMDialect, math::MathDialect,
+                       scf::SCFDialect, vector::VectorDialect>();
   OwningOpRef<ModuleOp> out = ModuleOp::create(plan.getLoc());
   unsigned number = 0;
   for (auto pipeline : plan.getOps<kvplan::PipelineOp>()) {
