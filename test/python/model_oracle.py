@@ -5,9 +5,12 @@ code with the hook: neither cache, masks nor attention.
 """
 
 import torch
+from press_oracle import Row
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from kvpc.hook import attach
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, oracle=None, **kwargs):
@@ -59,6 +62,24 @@ def oracle_logits(model, log, ids, prompt, padding=None):
         ).logits
     finally:
         model.config._attn_implementation = before
+
+
+class Recorded:
+    """A press, with a log of what it kept as `oracle_logits` takes it."""
+
+    def __init__(self, press):
+        self.press, self.inputs, self.inputs_at, self.log = press, press.inputs, press.inputs_at, {}
+
+    def __call__(self, model, **options):
+        return attach(model, self, **options)
+
+    def compress(self, keys, values, *, layer, **rest):
+        out = self.press.compress(keys, values, layer=layer, **rest)
+        for b in range(keys.shape[0]):
+            tokens = [t[t >= 0] for t in out.tokens[b]]
+            channels = None if out.channels is None else out.channels[b]
+            self.log.setdefault(layer, []).append(Row(tokens, channels, 0, None))
+        return out
 
 
 def close(a, b, bound=2e-4):
