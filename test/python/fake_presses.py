@@ -9,8 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import kvpc
 import torch
+
+import kvpc
 
 ROOT = Path(__file__).resolve().parents[2]
 

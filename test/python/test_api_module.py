@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import fake_presses as fake
-import kvpc
 import pytest
 import torch
+
+import kvpc
 
 
 def test_presses_are_described():

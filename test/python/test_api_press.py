@@ -3,9 +3,10 @@
 import threading
 
 import fake_presses as fake
-import kvpc
 import pytest
 import torch
+
+import kvpc
 
 
 def press(name, **parameters):

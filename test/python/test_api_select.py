@@ -1,8 +1,9 @@
 """kvpc.select: the selection primitive alone."""
 
-import kvpc
 import pytest
 import torch
+
+import kvpc
 
 
 def oracle(row, protected, k):

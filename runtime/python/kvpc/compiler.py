@@ -78,19 +78,19 @@ def press(program, *, name=None, defines=None, **parameters):
         if isinstance(value, bool) or (isinstance(value, str) and "(" in value)
     }
     module = compile(program, defines=defines | sure, press=name)
-    name = name or (program if program in module.presses else None)
-    if name is None and len(module.presses) == 1:
-        [name] = module.presses
-    known = module.presses[name].parameters if name in module.presses else {}
+    chosen = name or (program if program in module.presses else None)
+    if chosen is None and len(module.presses) == 1:
+        [chosen] = module.presses
+    known = module.presses[chosen].parameters if chosen in module.presses else {}
     static = {
         key: value
         for key, value in parameters.items()
         if key in known and known[key].static and key not in sure
     }
-    if static and any(known[key].value != value for key, value in static.items()):
+    if any(known[key].value != value for key, value in static.items()):
         module = compile(program, defines=defines | sure | static, press=name)
     rest = {k: v for k, v in parameters.items() if k not in sure and k not in static}
-    return module.press(name, **rest)
+    return module.press(chosen, **rest)
 
 
 def cache_folder():

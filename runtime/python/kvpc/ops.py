@@ -31,26 +31,29 @@ def _shape(tensor):
     return [] if tensor is None else list(tensor.shape)
 
 
+def _planned(press, keys, values, queries, unrotated, hidden, weight, rope, layer, layers):
+    """What the press's plan says of fixed shapes, without padding."""
+    inputs = map(_shape, (keys, values, queries, unrotated, hidden, weight))
+    width = 0 if rope is None else 2 * rope.shape[0]
+    return torch.ops.kvpc.sizes(press, keys.dtype, *inputs, width, layer, layers)
+
+
 def _sizes(press, keys, values, queries, unrotated, hidden, weight, rope, layer, layers, lengths):
     """(entries, channels) of the output, unknowns among them."""
     info = _info(press)
     known = _fixed(keys, values, queries, unrotated, hidden, weight, rope)
 
-    def plan(keys_shape, values_shape):
-        shapes = [_shape(x) for x in (queries, unrotated, hidden, weight)]
-        width = 0 if rope is None else 2 * rope.shape[0]
-        return torch.ops.kvpc.sizes(
-            press, keys.dtype, keys_shape, values_shape, *shapes, width, layer, layers
+    if known:
+        sizes = _planned(
+            press, keys, values, queries, unrotated, hidden, weight, rope, layer, layers
         )
-
     if known and lengths is None and not info.data_counts:
-        kept, channels, _, _ = plan(_shape(keys), _shape(values))
-        return kept, channels
+        return sizes[0], sizes[1]
     kept = torch.library.get_ctx().new_dynamic_size()
     if not info.drops_channels:
         return kept, keys.shape[3]
     if known:
-        return kept, plan(_shape(keys), _shape(values))[1]
+        return kept, sizes[1]
     return kept, torch.library.get_ctx().new_dynamic_size()
 
 
@@ -90,6 +93,15 @@ def _compress_in_place(
     return _indices(press, keys, kept, channels)
 
 
+def _plan(
+    keys, values, queries, unrotated, hidden, weight, rope, rope_scaling, rope_interleaved, scale,
+    layer, layers, lengths, pad_right, original_positions, seen, weights, state, scores, press,
+):  # fmt: skip
+    if not _fixed(keys, values, queries, unrotated, hidden, weight, rope):
+        raise NotImplementedError("what layers share has a known size for fixed shapes only")
+    return _planned(press, keys, values, queries, unrotated, hidden, weight, rope, layer, layers)
+
+
 def _scores(
     keys, values, queries, unrotated, hidden, weight, rope, rope_scaling, rope_interleaved, scale,
     layer, layers, lengths, pad_right, original_positions, seen, weights, press,
@@ -119,6 +131,7 @@ def _select(scores, protected, drop, keep, lengths, pad_right):
 def register():
     """Called once, after the library is loaded."""
     for name, kernel in (
+        ("plan", _plan),
         ("compress", _compress),
         ("compress_", _compress_in_place),
         ("scores", _scores),

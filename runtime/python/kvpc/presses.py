@@ -477,7 +477,8 @@ def select(scores, *, keep=None, drop=None, protected=None, lengths=None, paddin
         scores = scores.float()
     if (drop is None) == (keep is None):
         raise ArgumentError("need one of `drop` and `keep`", "kvm-parameter")
-    library.ops()
+    if not torch.compiler.is_compiling():  # the tracer cannot load a library
+        library.ops()
     rows = _rows(lengths, scores.shape[0] if scores.dim() else 1)
     return _run(
         torch.ops.kvpc.select,

@@ -1,0 +1,143 @@
+"""kvpc.compile and kvpc.press: what they ask of the compiler, their cache, their errors."""
+
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import fake_presses as fake
+import pytest
+import torch
+
+import kvpc
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """The stand-in of fake_compiler.py; calling it gives what it was asked."""
+    program = tmp_path / "kvpc"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE / "fake_compiler.py"} "$@"\n')
+    program.chmod(0o755)
+    log = tmp_path / "log"
+    monkeypatch.setenv("KVPC_COMPILER", str(program))
+    monkeypatch.setenv("KVPC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FAKE_KVPC_LOG", str(log))
+    monkeypatch.setenv("FAKE_KVPC_MODULE", str(fake.path()))
+
+    def asked():
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    return asked
+
+
+def test_command_line(compiler, tmp_path):
+    module = kvpc.compile(
+        "snapkv",
+        defines={"window": 32, "snapkv.eps": 0.5, "on": True, "inner": "tova()", "b": kvpc.drop(0.25)},
+        dtypes=(torch.float32, "bf16"), channels=(64, 0), press=("last", "thin"),
+        optimization="O0", workspace=0.25, include=[tmp_path],
+    )  # fmt: skip
+    assert "last" in module.presses
+    [asked] = compiler()
+    assert asked["arguments"][0] == "snapkv" and asked["arguments"][1] == "-o"
+    assert asked["arguments"][3:] == [
+        "-Db=drop(0.25)", "-Dinner=tova()", "-Don=true", "-Dsnapkv.eps=0.5", "-Dwindow=32",
+        f"-I{tmp_path}", "--dtype=f32,bf16", "--channels=64,0", "--press=last", "--press=thin",
+        "--workspace=0.25", "-O0",
+    ]  # fmt: skip
+    kvpc.compile("snapkv")
+    assert compiler()[1]["arguments"][3:] == ["-O2"]
+    with pytest.raises(kvpc.ArgumentError, match="the define `x` is a list"):
+        kvpc.compile("snapkv", defines={"x": [1]})
+    with pytest.raises(kvpc.ArgumentError, match="`optimization`"):
+        kvpc.compile("snapkv", optimization="O9")
+
+
+def test_cache(compiler, tmp_path):
+    first = kvpc.compile("snapkv", defines={"window": 32})
+    assert first.path.parent == tmp_path / "cache" and first.path.name.startswith("snapkv-")
+    assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
+    assert kvpc.compile("snapkv", defines={"window": 32}).path == first.path
+    assert len(compiler()) == 1
+    assert kvpc.compile("snapkv", defines={"window": 33}).path != first.path
+    assert kvpc.compile("snapkv", defines={"window": 32}, channels=64).path != first.path
+    assert len(compiler()) == 3
+    # Another compiler makes another module.
+    program = Path(os.environ["KVPC_COMPILER"])
+    program.write_text(program.read_text() + "#\n")
+    assert kvpc.compile("snapkv", defines={"window": 32}).path != first.path
+    assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == [".kvm"] * 4
+
+
+def test_sources(compiler, tmp_path):
+    text = "score mine() = -keys.norm(channel)\n"
+    a = kvpc.compile(text)
+    assert compiler()[-1]["text"] == text and compiler()[-1]["arguments"][0] == "source.kv"
+    assert kvpc.compile(text).path == a.path and kvpc.compile(text + " ").path != a.path
+
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "part.kv").write_text("# 1")
+    (tmp_path / "lib/far.kv").write_text("# 1")
+    file = tmp_path / "mine.kv"
+    file.write_text("import part\nimport far\n" + text)
+    one = kvpc.compile(file, include=[tmp_path / "lib"])
+    assert compiler()[-1]["arguments"][0] == str(file)
+    assert kvpc.compile(str(file), include=[tmp_path / "lib"]).path == one.path
+    # What is imported belongs to the source.
+    (tmp_path / "part.kv").write_text("# 2")
+    two = kvpc.compile(file, include=[tmp_path / "lib"])
+    (tmp_path / "lib/far.kv").write_text("# 2")
+    three = kvpc.compile(file, include=[tmp_path / "lib"])
+    assert len({one.path, two.path, three.path}) == 3
+    with pytest.raises(kvpc.CompileError, match="cannot read"):
+        kvpc.compile("nowhere.kv")
+
+
+def test_diagnostics(compiler, tmp_path):
+    with pytest.raises(kvpc.CompileError) as caught:
+        kvpc.compile("score wrong() = keys.norm(chanel)\n")
+    error = caught.value
+    assert error.code == "kv-axis-unknown" and "did you mean `channel`" in str(error)
+    first, second = error.diagnostics
+    assert (first.file, first.line, first.column, first.severity) == ("source.kv", 1, 20, "error")
+    assert first.message == "unknown axis `chanel`; `keys` has `head`, `token`, `channel`"
+    assert [note.message for note in first.notes] == ["did you mean `channel`"]
+    assert str(second) == "source.kv:2:1: warning: `b` is not used [kv-unused]"
+    assert list((tmp_path / "cache").iterdir()) == []
+    with pytest.raises(kvpc.CompileError, match="failed with exit code 70"):
+        kvpc.compile("score crash() = 1\n")
+
+
+def test_cache_of_others_is_refused(compiler, tmp_path, monkeypatch):
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    monkeypatch.setenv("KVPC_CACHE", str(open_to_all))
+    with pytest.raises(kvpc.Error, match="is not this user's alone"):
+        kvpc.compile("snapkv")
+
+
+def test_no_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("KVPC_COMPILER", str(tmp_path / "none"))
+    with pytest.raises(kvpc.CompilerNotFound, match="set KVPC_COMPILER"):
+        kvpc.compile("snapkv")
+
+
+def test_press(compiler):
+    press = kvpc.press("window", drop=0.25, gain=2)
+    assert repr(press) == "window(budget=drop(0.25), gain=2, share=0.25, seed=0, size=4)"
+    assert [asked["arguments"][3:] for asked in compiler()] == [["-O2"]]
+    # A static parameter that is what the module has needs no other module, one that is not does.
+    kvpc.press("window", size=4, keep=3)
+    assert len(compiler()) == 1
+    kvpc.press("window", size=8, keep=3)
+    assert compiler()[-1]["arguments"][3:] == ["-Dsize=8", "-O2"]
+    kvpc.press("window", inner="tova()", keep=3)
+    assert compiler()[-1]["arguments"][3:] == ["-Dinner=tova()", "-O2"]
+    with pytest.raises(kvpc.ArgumentError, match="no parameter `gian`"):
+        kvpc.press("window", gian=1)
+    with pytest.raises(kvpc.ArgumentError, match="name the one to use"):
+        kvpc.press("press a() = keys\n")
