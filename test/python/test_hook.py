@@ -199,6 +199,19 @@ def test_unrotated(name, rope):
         assert (rotated - plain).abs().max() > 0.01
 
 
+@torch.no_grad()
+def test_bf16():
+    """Rounds no worse than the model does by itself."""
+    model, press, cache, ids = make().bfloat16(), OraclePress("all"), DynamicCache(), text(60)
+    with press(model):
+        model(ids[:, :40], past_key_values=cache)
+        got = steps(model, cache, ids[:, 40:])
+    assert got.dtype == cache.layers[0].prefix.keys.dtype == torch.bfloat16
+    plain = model(ids).logits
+    error = (plain - model.float()(ids).logits).std()
+    assert (got - oracle_logits(model, press.log, ids, 40)[:, 40:]).std() < 1.5 * error
+
+
 def test_one_state_per_prompt():
     model, press = make(), OraclePress()
     with press(model):

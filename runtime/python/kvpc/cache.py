@@ -56,6 +56,9 @@ class Prefix:
         optional = (self.channels, self.missing, self.index)
         return [self.keys, self.values, self.tokens, *(x for x in optional if x is not None)]
 
+    def __deepcopy__(self, memo):
+        return self  # never written again
+
     def select(self, index):
         """Batch rows in another order, some repeated, some left out. Shares what it can, copies no
         entry twice."""
