@@ -57,10 +57,10 @@ typedef struct kvpc_call {
   int64_t features;                     /* width of hidden, 0 if not given */
   int64_t layer, layers;                /* this attention layer, their number */
   int64_t threads;
-  double scale;            /* of attention logits */
-  const int64_t *start;    /* [batch] index of the first real token */
-  const int64_t *length;   /* [batch] real tokens, 0 .. tokens - start */
-  const int64_t *seen;     /* [batch] tokens ever cached, >= length */
+  double scale;                  /* of attention logits */
+  const int64_t *start;          /* [batch] index of the first real token */
+  const int64_t *length;         /* [batch] real tokens, 0 .. tokens - start */
+  const int64_t *seen;           /* [batch] tokens ever cached, >= length */
   const kvpc_scalar *parameters; /* runtime scalars and budgets, in the header's order */
 
   /* Set by plan. Upper bounds over the rows where counts depend on data. */
@@ -75,7 +75,7 @@ typedef struct kvpc_call {
   kvpc_tensor hidden;             /* [batch, query, feature] */
   kvpc_tensor output_weight;      /* [head, group, channel, feature] */
   kvpc_tensor original_positions; /* int64 [batch, head, token], null: token - start */
-  const kvpc_tensor *weights;     /* tensor parameters at this layer, f32, contiguous, header order */
+  const kvpc_tensor *weights; /* tensor parameters at this layer, f32, contiguous, header order */
 
   /* Outputs: keys and values [batch, head, kept, channel] (may be the inputs themselves: then
    * compaction is in place), tokens int64 [batch, head, kept] (indices into the given token axis,
