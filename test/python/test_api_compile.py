@@ -38,14 +38,14 @@ def test_command_line(compiler, tmp_path):
         "snapkv",
         defines={"window": 32, "snapkv.eps": 0.5, "on": True, "inner": "tova()", "b": kvpc.drop(0.25)},
         dtypes=(torch.float32, "bf16"), channels=(64, 0), press=("last", "thin"),
-        optimization="O0", workspace=0.25, include=[tmp_path],
+        optimization="O0", targets="x86-64-v3", workspace=0.25, include=[tmp_path],
     )  # fmt: skip
     assert "last" in module.presses
     [asked] = compiler()
     assert asked["arguments"][0] == "snapkv" and asked["arguments"][1] == "-o"
     assert asked["arguments"][3:] == [
         "-Db=drop(0.25)", "-Dinner=tova()", "-Don=true", "-Dsnapkv.eps=0.5", "-Dwindow=32",
-        f"-I{tmp_path}", "--dtype=f32,bf16", "--channels=64,0", "--press=last", "--press=thin",
+        f"-I{tmp_path}", "--dtype=f32,bf16", "--channels=64,0", "--target=x86-64-v3", "--press=last", "--press=thin",
         "--workspace=0.25", "-O0",
     ]  # fmt: skip
     kvpc.compile("snapkv")

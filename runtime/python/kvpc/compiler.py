@@ -29,6 +29,7 @@ def compile(
     defines=None,
     dtypes=None,
     channels=None,
+    targets=None,
     press=None,
     optimization="O2",
     workspace=None,
@@ -42,6 +43,7 @@ def compile(
                   values, or source text, as scores and presses need: `{"inner": "tova()"}`
     dtypes        of the cache, e.g. `("f32", "bf16")` or torch dtypes
     channels      head sizes to specialise for; 0 stands for any
+    targets       instruction sets, of `x86-64-v3`, `x86-64-v4`, `x86-64-v4+avx512bf16`
     press         which one (or ones) of the file to compile; None: all
     optimization  "O2", or "O0" for one pass per operation
     workspace     cap of recomputable buffers, as a fraction of the keys' size
@@ -51,7 +53,9 @@ def compile(
     CompilerNotFound.
     """
     executable = library.compiler()
-    options = _options(defines or {}, dtypes, channels, press, optimization, workspace, include)
+    options = _options(
+        defines or {}, dtypes, channels, targets, press, optimization, workspace, include
+    )
     name, source, folder = _program(program)
     key = hashlib.sha256()
     for part in (_identity(executable), name, *options, *_texts(source, folder, include)):
@@ -123,7 +127,7 @@ def _source_text(name, value):
     )
 
 
-def _options(defines, dtypes, channels, press, optimization, workspace, include):
+def _options(defines, dtypes, channels, targets, press, optimization, workspace, include):
     if optimization not in ("O0", "O2"):
         raise ArgumentError(f'`optimization` is "{optimization}"; need "O0" or "O2"')
     options = [f"-D{name}={_source_text(name, value)}" for name, value in sorted(defines.items())]
@@ -134,6 +138,9 @@ def _options(defines, dtypes, channels, press, optimization, workspace, include)
     if channels is not None:
         channels = (channels,) if isinstance(channels, int) else channels
         options.append("--channels=" + ",".join(str(c) for c in channels))
+    if targets is not None:
+        targets = (targets,) if isinstance(targets, str) else targets
+        options.append("--target=" + ",".join(targets))
     for one in (press,) if isinstance(press, str) else press or ():
         options.append(f"--press={one}")
     if workspace is not None:
