@@ -207,6 +207,11 @@ Value Kernel::hostMap(const Row &row, kvp::MapOp op) {
 //===------------------------------------------------------------------------------------------===//
 
 Value Kernel::writtenTo(Value buffer) {
+  // A contraction's axes are known by their names; a mask over it reads the buffer itself.
+  for (Operation *user : buffer.getUsers())
+    if (auto contract = dyn_cast<kvplan::ContractOp>(user))
+      if (contract.getBuffer() == buffer)
+        return {};
   for (Operation *user : buffer.getUsers()) {
     if (auto store = dyn_cast<kvplan::StoreOp>(user))
       return store.getValue();

@@ -341,7 +341,7 @@ void Kernel::combinePartials(const Row &row, kvplan::AccumulateOp op, Value segm
 //===------------------------------------------------------------------------------------------===//
 
 void Kernel::pack(const Row &row, kvplan::PackOp op) {
-  Value panels = bufferBase(row, op.getBuffer());
+  Value panels = elementBase(row, op.getBuffer());
   Value width = extent(row, op.getRows(), "channel");
   Value keyType = e.constant(variant.dtype), one = e.constant(1);
   Value null = LLVM::ZeroOp::create(e, e.ptr());
@@ -440,7 +440,7 @@ void Kernel::contract(const Row &row, kvplan::ContractOp op, Value from, Value t
   Value out = e.at(elementBase(row, op.getBuffer()), e.mul(e.mul(from, step), 4));
   Value scale = e.toFloat(host(row, op.getScale()));
   SmallVector<Value> args{keys, stride(2), ids, e.sub(to, from),
-                          extent(row, op.getStream(), "channel"), bufferBase(row, op.getPanels())};
+                          extent(row, op.getStream(), "channel"), elementBase(row, op.getPanels())};
   if (variant.dtype == KVPC_BF16)
     args.push_back(e.constant(packedParts(op.getPanels())));
   args.append({panels, scale, out, step});

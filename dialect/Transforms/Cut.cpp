@@ -81,8 +81,18 @@ void Program::schedule() {
         if (roots[consumer].leader != root.leader)
           root.leader = 0;
     }
-    for (unsigned needed : needs(root))
-      roots[needed].consumers.push_back(i);
+    // Conditions that depend on nothing held wait for whoever needs them, so that they do not
+    // stand between passes over heads.
+    auto needed = needs(root);
+    if (!stored && needed.empty() && root.key.space == kvplan::Space::Batch &&
+        root.key.kind == Step::Pass && !root.consumers.empty()) {
+      unsigned last = std::numeric_limits<unsigned>::max();
+      for (unsigned consumer : root.consumers)
+        last = std::min(last, roots[consumer].step);
+      root.step = std::max(root.step + 1, last) - 1;
+    }
+    for (unsigned other : needed)
+      roots[other].consumers.push_back(i);
   }
 }
 

@@ -123,7 +123,7 @@ void Program::declare(ImplicitLocOpBuilder &b) {
     if (root.kind == Root::Select)
       continue;
     if (root.kind == Root::Pack) {
-      root.buffer = buffer(tensorOf(root.rows), kvplan::Scope::Task);
+      root.buffer = buffer(tensorOf(root.rows), kvplan::Scope::Call);
     } else if (root.kind == Root::Statistics) {
       NamedTensorType type = tensorOf(root.value).without({root.key.over.getName()});
       root.buffer = buffer(memoryOrder(type, false), kvplan::Scope::Call);
@@ -279,8 +279,6 @@ LogicalResult Program::emit() {
       scored = std::max(scored, roots[rootOf[v]].step);
 
   kvplan::TasksOp tasks;
-  SmallVector<unsigned> tasksOf(roots.size(), 0);
-  unsigned number = 0;
   auto emitScores = [&] {
     scoresLeft = false;
     tasks = {};
@@ -304,13 +302,10 @@ LogicalResult Program::emit() {
       b.setInsertionPointToEnd(body);
       tasks = kvplan::TasksOp::create(b, group.key.space, leader);
       b.createBlock(&tasks.getBody());
-      ++number;
     }
     b.setInsertionPoint(tasks);
-    for (unsigned i : group.roots) {
-      tasksOf[i] = number;
+    for (unsigned i : group.roots)
       hostOperands(b, roots[i]);
-    }
     b.setInsertionPointToEnd(&tasks.getBody().front());
     if (group.key.kind == Step::Pass) {
       int64_t tile = 128;
@@ -334,15 +329,16 @@ LogicalResult Program::emit() {
     emitScores();
 
   // Wide buffers that one group of tasks alone uses exist once per task in flight.
-  for (auto [i, root] : llvm::enumerate(roots)) {
-    if (!root.buffer || root.inPlace || !isWide(root.buffer.getType().getTensor()))
+  for (Root &root : roots) {
+    if (!root.buffer || root.inPlace ||
+        (root.kind != Root::Pack && !isWide(root.buffer.getType().getTensor())))
       continue;
-    bool local = true;
-    for (Operation *user : root.buffer.getResult().getUsers())
-      local &= user->getParentOfType<kvplan::TasksOp>() ==
-               (*root.buffer.getResult().user_begin())->getParentOfType<kvplan::TasksOp>();
-    if (local && (*root.buffer.getResult().user_begin())->getParentOfType<kvplan::TasksOp>())
-      root.buffer.setScope(kvplan::Scope::Task);
+    Value buffer = root.buffer.getResult();
+    auto first = (*buffer.user_begin())->getParentOfType<kvplan::TasksOp>();
+    bool local = first && llvm::all_of(buffer.getUsers(), [&](Operation *user) {
+                   return user->getParentOfType<kvplan::TasksOp>() == first;
+                 });
+    root.buffer.setScope(local ? kvplan::Scope::Task : kvplan::Scope::Call);
   }
 
   b.setInsertionPointToEnd(body);
