@@ -1,0 +1,192 @@
+//===- RunCommand.cpp - kvpc run --------------------------------------------------------------===//
+#include "lib/Driver/Commands.h"
+#include "lib/Driver/ModuleRun.h"
+#include "lib/Driver/Output.h"
+#include "lib/Driver/Program.h"
+
+#include "kvpc/Module.h"
+#include "llvm/Support/FileSystem.h"
+
+using namespace kvpc;
+using namespace kvpc::driver;
+namespace opt = llvm::opt;
+
+namespace {
+
+/// The number of an option that was given, checked by `read`.
+template <typename T, typename Read>
+bool readOption(const opt::InputArgList &options, OptionId id, llvm::StringRef need, T &out,
+                Read read) {
+  const opt::Arg *argument = options.getLastArg(id);
+  if (!argument)
+    return true;
+  T value;
+  llvm::StringRef text = argument->getValue();
+  if (!read(text, value)) {
+    usageError("`" + argument->getSpelling() + text + "` is not " + need);
+    return false;
+  }
+  out = value;
+  return true;
+}
+
+bool readCount(llvm::StringRef text, int64_t &out) {
+  return !text.getAsInteger(10, out) && out >= 0;
+}
+bool readFloat(llvm::StringRef text, double &out) {
+  return !text.getAsDouble(out) && std::isfinite(out);
+}
+
+bool readHostValues(const opt::InputArgList &options, HostValues &host) {
+  double scale = 0;
+  if (!readOption(options, OPT_layer_EQ, "a count", host.layer, readCount) ||
+      !readOption(options, OPT_layers_EQ, "a count", host.layers, readCount) ||
+      !readOption(options, OPT_scale_EQ, "a number", scale, readFloat) ||
+      !readOption(options, OPT_rope_scaling_EQ, "a number", host.ropeScaling, readFloat))
+    return false;
+  if (options.hasArg(OPT_scale_EQ))
+    host.scale = scale;
+  host.ropeInterleaved = options.hasArg(OPT_rope_interleaved);
+  return true;
+}
+
+/// The press that --press names, or the only one.
+int choosePress(const opt::InputArgList &options, Program &program, BoundProgram &bound) {
+  llvm::StringRef name = options.getLastArgValue(OPT_press_EQ);
+  if (name.empty() && program.header.presses.size() == 1)
+    name = program.header.presses[0].name;
+  if (name.empty())
+    return usageError("there are several presses, " + program.header.pressNames() +
+                      "; choose one with `--press=<name>`");
+  bound.header = program.findHeader(name);
+  bound.press = program.findPress(name);
+  if (!bound.header || !bound.press)
+    return failure("there is no press `" + name + "`; there are " + program.header.pressNames());
+  return kSuccess;
+}
+
+int bindParameters(const opt::InputArgList &options, BoundProgram &bound) {
+  runtime::Press::Arguments given;
+  for (const std::string &text : options.getAllArgValues(OPT_set_EQ)) {
+    auto [name, valueText] = llvm::StringRef(text).split('=');
+    auto value = parseValue(valueText);
+    if (name.empty() || valueText.empty() || !value)
+      return usageError("`--set " + text +
+                        "` does not set a parameter; need `--set "
+                        "<name>=<value>` with a value such as 64, 0.5, true, drop(0.5)");
+    given.emplace_back(name.trim().str(), *value);
+  }
+  auto arguments = runtime::bindArguments(*bound.header, given);
+  if (!arguments)
+    return failure(arguments.error().text());
+  bound.arguments = std::move(*arguments);
+  return kSuccess;
+}
+
+/// The tensors of --input, or random ones of --shape.
+int readArrays(const opt::InputArgList &options, const BoundProgram &bound, Arrays &arrays) {
+  bool fromFile = options.hasArg(OPT_input_EQ), shaped = options.hasArg(OPT_shape_EQ);
+  if (fromFile == shaped)
+    return usageError(fromFile ? "`--input` has shapes of its own; leave out `--shape`"
+                               : "there are no tensors; give `--input=<file>` or "
+                                 "`--shape=B,H,G,n,D`");
+  if (fromFile) {
+    auto read = readSafetensors(options.getLastArgValue(OPT_input_EQ));
+    if (!read)
+      return failure(llvm::toString(read.takeError()));
+    arrays = std::move(*read);
+    return kSuccess;
+  }
+  std::vector<std::string> texts = options.getAllArgValues(OPT_shape_EQ);
+  std::vector<int64_t> shape(texts.size());
+  bool fits = texts.size() == 5;
+  int64_t product = 1;
+  for (size_t i = 0; fits && i < 5; ++i)
+    fits = readCount(texts[i], shape[i]) && shape[i] > 0 &&
+           !llvm::MulOverflow(product, shape[i], product) && product <= (int64_t(1) << 34);
+  if (!fits)
+    return usageError("`--shape=" + llvm::join(texts, ",") +
+                      "` is not five counts; need batch, heads, groups, tokens, channels, as in "
+                      "`--shape=1,8,4,4096,64`");
+  int64_t seed = 0;
+  if (!readOption(options, OPT_seed_EQ, "a count", seed, readCount))
+    return kUsage;
+  auto made = syntheticArrays(summarize(bound.press), shape, seed);
+  if (!made)
+    return failure(llvm::toString(made.takeError()));
+  arrays = std::move(*made);
+  return kSuccess;
+}
+
+/// An absent or empty file is no state.
+llvm::Expected<Arrays> readOptional(llvm::StringRef path) {
+  uint64_t size = 0;
+  if (path.empty() || llvm::sys::fs::file_size(path, size) || size == 0)
+    return Arrays();
+  return readSafetensors(path);
+}
+
+llvm::Expected<Arrays> evaluate(const opt::InputArgList &options, const BoundProgram &bound,
+                                const Batch &batch) {
+  if (options.hasArg(OPT_scores))
+    return scoreReference(bound, batch);
+  auto given = readOptional(options.getLastArgValue(OPT_given_scores_EQ));
+  if (!given)
+    return given;
+  llvm::StringRef statePath = options.getLastArgValue(OPT_state_EQ);
+  auto stateArrays = readOptional(statePath);
+  if (!stateArrays)
+    return stateArrays;
+  auto states = readStates(*stateArrays);
+  if (!states)
+    return states.takeError();
+  auto result = runReference(bound, batch, *states, *given);
+  if (result && !statePath.empty())
+    if (llvm::Error error = writeOutput(
+            statePath, [&](llvm::raw_ostream &os) { writeSafetensors(writeStates(*states), os); }))
+      return error;
+  return result;
+}
+
+void printSummary(const Arrays &result) {
+  for (auto &[name, array] : result)
+    llvm::outs() << name << " " << array.str() << "\n";
+}
+
+} // namespace
+
+int driver::runCommand(const opt::InputArgList &options) {
+  auto argument = onlyInput(options, "a module (.kvm), a program or a press of the library");
+  if (!argument)
+    return kUsage;
+  HostValues host;
+  if (!readHostValues(options, host))
+    return kUsage;
+  Program program;
+  if (int exit = loadProgram(options, *argument, program))
+    return exit;
+  BoundProgram bound;
+  if (int exit = choosePress(options, program, bound))
+    return exit;
+  if (int exit = bindParameters(options, bound))
+    return exit;
+  Arrays arrays;
+  if (int exit = readArrays(options, bound, arrays))
+    return exit;
+  auto batch = Batch::of(std::move(arrays), host);
+  if (!batch)
+    return failure(llvm::toString(batch.takeError()));
+  auto result = options.hasArg(OPT_reference) ? evaluate(options, bound, *batch)
+                                              : runCompiled(options, program, bound, *batch);
+  if (!result)
+    return failure(llvm::toString(result.takeError()));
+  llvm::StringRef output = options.getLastArgValue(OPT_output_EQ);
+  if (output.empty()) {
+    printSummary(*result);
+    return kSuccess;
+  }
+  if (llvm::Error error =
+          writeOutput(output, [&](llvm::raw_ostream &os) { writeSafetensors(*result, os); }))
+    return failure(llvm::toString(std::move(error)));
+  return kSuccess;
+}

@@ -1,0 +1,108 @@
+//===- Source.cpp - the program that a command line names -------------------------------------===//
+#include "lib/Driver/Source.h"
+
+#include "dialect/IR/Kvp.h"
+#include "lib/Module/Section.h"
+#include "mlir/Dialect/Arith/IR/Arith.h"
+#include "llvm/ADT/STLExtras.h"
+#include "llvm/Support/FileSystem.h"
+#include "llvm/Support/MemoryBuffer.h"
+
+using namespace kvpc;
+using namespace kvpc::driver;
+namespace opt = llvm::opt;
+
+/// The name of the library that is nearest to `name`, or "".
+static llvm::StringRef nearestInLibrary(llvm::StringRef name) {
+  llvm::StringRef best;
+  unsigned distance = name.size() / 3 + 1;
+  for (const LibraryFile &file : library())
+    if (unsigned d = name.edit_distance(file.name, true, distance); d < distance + (best.empty())) {
+      best = file.name;
+      distance = d;
+    }
+  return best;
+}
+
+llvm::Expected<std::unique_ptr<llvm::MemoryBuffer>> driver::readFile(llvm::StringRef path) {
+  auto buffer = llvm::MemoryBuffer::getFileOrSTDIN(path);
+  if (!buffer)
+    return llvm::createStringError("cannot read `" + path +
+                                   "`: " + llvm::StringRef(buffer.getError().message()).lower());
+  return std::move(*buffer);
+}
+
+llvm::Expected<Source> driver::readSource(llvm::StringRef argument) {
+  bool isFile = argument == "-" || argument.contains('/') || argument.ends_with(".kv") ||
+                llvm::sys::fs::exists(argument);
+  if (isFile) {
+    auto buffer = readFile(argument);
+    if (!buffer)
+      return buffer.takeError();
+    return Source{argument == "-" ? "<stdin>" : argument.str(), (*buffer)->getBuffer().str()};
+  }
+  if (const LibraryFile *file = findLibraryFile(argument))
+    return Source{file->path.str(), file->source.str(), /*isLibrary=*/true};
+  llvm::StringRef near = nearestInLibrary(argument);
+  return llvm::createStringError("there is no file `" + argument +
+                                 "`, and no press of that name in the library" +
+                                 (near.empty() ? llvm::Twine() : "; did you mean `" + near + "`"));
+}
+
+Session::Session() : context(mlir::MLIRContext::Threading::DISABLED), messages(sources, &context) {
+  context.loadDialect<kvp::KvpDialect, mlir::arith::ArithDialect>();
+}
+
+std::optional<llvm::StringRef> driver::onlyInput(const opt::InputArgList &options,
+                                                 llvm::StringRef what) {
+  std::vector<std::string> inputs = options.getAllArgValues(OPT_INPUT);
+  if (inputs.empty()) {
+    usageError("there is no input; need " + what);
+    return std::nullopt;
+  }
+  if (inputs.size() > 1) {
+    usageError("there are " + llvm::Twine(inputs.size()) + " inputs, `" + inputs[0] + "` and `" +
+               inputs[1] + "`" + (inputs.size() > 2 ? ", ..." : "") + "; need one");
+    return std::nullopt;
+  }
+  return options.getLastArg(OPT_INPUT)->getValue();
+}
+
+bool driver::readCompileInput(const opt::InputArgList &options, const Source &source,
+                              CompileInput &input) {
+  input.path = source.path;
+  input.source = source.text;
+  input.includeDirs = options.getAllArgValues(OPT_I);
+  input.press = options.getLastArgValue(OPT_press_EQ).str();
+  for (const std::string &define : options.getAllArgValues(OPT_D)) {
+    auto [name, value] = llvm::StringRef(define).split('=');
+    if (name.trim().empty() || value.trim().empty()) {
+      usageError("`-D " + define +
+                 "` does not name a parameter and its value; need "
+                 "`-D [<press>.]<name>=<value>`");
+      return false;
+    }
+    input.defines.push_back({name.trim().str(), value.str()});
+  }
+  return true;
+}
+
+std::string driver::programDigest(const Session &session, const CompileInput &input,
+                                  llvm::StringRef flags) {
+  // Each part with its length, so that no two lists of parts run together to the same bytes.
+  std::string all;
+  auto add = [&](llvm::StringRef part) {
+    all += std::to_string(part.size()) + ":";
+    all += part;
+  };
+  add(version());
+  add(flags);
+  add(input.press);
+  for (const Define &define : input.defines) {
+    add(define.name);
+    add(define.value);
+  }
+  for (unsigned i = 1; i <= session.sources.getNumBuffers(); ++i)
+    add(session.sources.getMemoryBuffer(i)->getBuffer());
+  return digestOf(all);
+}
