@@ -44,10 +44,10 @@ mlir::Location Diagnostics::location(llvm::SMLoc place) const {
                                    line, column);
 }
 
-mlir::InFlightDiagnostic Diagnostics::error(mlir::Location location, Diag id,
-                                            const std::string &text) {
+mlir::InFlightDiagnostic Diagnostics::errorText(llvm::SMLoc place, Diag id,
+                                                const std::string &text) {
   ++errors;
-  return mlir::emitError(location) << text << " [" << diagnosticCode(id) << "]";
+  return mlir::emitError(location(place)) << text << " [" << diagnosticCode(id) << "]";
 }
 
 StringRef kvpc::nearest(StringRef name, llvm::ArrayRef<StringRef> candidates) {

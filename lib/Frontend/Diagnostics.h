@@ -40,15 +40,15 @@ public:
   /// `message [code]` at `place`; notes may be attached to what is returned.
   template <typename... Args>
   mlir::InFlightDiagnostic error(llvm::SMLoc place, Diag id, Args &&...args) {
-    return error(location(place), id,
-                 llvm::formatv(false, diagnosticFormat(id), std::forward<Args>(args)...).str());
+    return errorText(place, id,
+                     llvm::formatv(false, diagnosticFormat(id), std::forward<Args>(args)...).str());
   }
+  /// The same with the message already made.
+  mlir::InFlightDiagnostic errorText(llvm::SMLoc place, Diag id, const std::string &text);
 
   unsigned errorCount() const { return errors; }
 
 private:
-  mlir::InFlightDiagnostic error(mlir::Location location, Diag id, const std::string &text);
-
   mlir::MLIRContext *context;
   llvm::SourceMgr &sources;
   unsigned errors = 0;

@@ -1,10 +1,10 @@
 # cmake -DPRESSES=<files> -DOUTPUT=<file> -P EmbedLibrary.cmake
-# Writes {name, path, source}, for each file in alphabetical order.
+# Writes {name, path as messages show it, source}, for each file in alphabetical order.
 list(SORT PRESSES)
 set(text "")
 foreach(file IN LISTS PRESSES)
   get_filename_component(name ${file} NAME_WE)
   file(READ ${file} source)
-  string(APPEND text "{\"${name}\", \"presses/${name}.kv\", R\"kv(${source})kv\"},\n")
+  string(APPEND text "{\"${name}\", \"<library>/${name}.kv\", R\"kv(${source})kv\"},\n")
 endforeach()
 file(WRITE ${OUTPUT} "${text}")

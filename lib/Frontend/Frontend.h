@@ -53,7 +53,7 @@ bool dumpAst(mlir::MLIRContext *context, llvm::SourceMgr &sources, llvm::StringR
 /// A file of the library, which is part of the compiler.
 struct LibraryFile {
   llvm::StringRef name; // snapkv
-  llvm::StringRef path; // presses/snapkv.kv, as messages show it
+  llvm::StringRef path; // <library>/snapkv.kv, as messages show it
   llvm::StringRef source;
 };
 
