@@ -126,18 +126,42 @@ def test_no_compiler(monkeypatch, tmp_path):
         kvpc.compile("snapkv")
 
 
+QUICK = ["--dtype=f32", "--channels=0", "--target=x86-64-v3", "-O0"]
+
+
 def test_press(compiler):
+    def asked():
+        return [entry["arguments"][3:] for entry in compiler()]
+
+    assert repr(kvpc.press("thin")) == "thin()" and repr(kvpc.press("last", keep=3))
+    assert asked() == [["-O2"], ["-O2"]]
     press = kvpc.press("window", drop=0.25, gain=2)
     assert repr(press) == "window(budget=drop(0.25), gain=2, share=0.25, seed=0, size=4)"
-    assert [asked["arguments"][3:] for asked in compiler()] == [["-O2"]]
-    # A static parameter that is what the module has needs no other module, one that is not does.
-    kvpc.press("window", size=4, keep=3)
-    assert len(compiler()) == 1
+    # The quickest module tells that `gain` is an argument of the call, and `size` is not.
+    assert asked()[2:] == [QUICK, ["-O2"]]
+    kvpc.press("window", size=4, keep=3)  # what the module has
+    assert len(asked()) == 4
     kvpc.press("window", size=8, keep=3)
-    assert compiler()[-1]["arguments"][3:] == ["-Dsize=8", "-O2"]
+    assert asked()[4:] == [["-Dsize=8", "-O2"]]
     kvpc.press("window", inner="tova()", keep=3)
-    assert compiler()[-1]["arguments"][3:] == ["-Dinner=tova()", "-O2"]
+    assert asked()[5:] == [["-Dinner=tova()", "-O2"]]
     with pytest.raises(kvpc.ArgumentError, match="no parameter `gian`"):
         kvpc.press("window", gian=1)
     with pytest.raises(kvpc.ArgumentError, match="name the one to use"):
         kvpc.press("press a() = keys\n")
+
+
+def test_press_whose_static_parameter_has_no_default(compiler, monkeypatch):
+    from fake_compiler import DIAGNOSTICS
+
+    real, seen = kvpc.compiler.compile, []
+
+    def compile(program, **options):
+        seen.append(options["defines"])
+        if "size" not in options["defines"]:
+            raise kvpc.CompileError(DIAGNOSTICS)
+        return real(program, **options)
+
+    monkeypatch.setattr("kvpc.compiler.compile", compile)
+    kvpc.press("window", size=8, gain=2)
+    assert seen == [{}, {"size": 8, "gain": 2}, {"size": 8}]

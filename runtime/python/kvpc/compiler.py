@@ -81,20 +81,46 @@ def press(program, *, name=None, defines=None, **parameters):
         for key, value in parameters.items()
         if isinstance(value, bool) or (isinstance(value, str) and "(" in value)
     }
-    module = compile(program, defines=defines | sure, press=name)
-    chosen = name or (program if program in module.presses else None)
-    if chosen is None and len(module.presses) == 1:
-        [chosen] = module.presses
-    known = module.presses[chosen].parameters if chosen in module.presses else {}
-    static = {
+    scalars = {
         key: value
         for key, value in parameters.items()
-        if key in known and known[key].static and key not in sure
+        if key not in sure
+        and key not in ("drop", "keep", "compression_ratio")
+        and isinstance(value, int | float)
     }
-    if any(known[key].value != value for key, value in static.items()):
-        module = compile(program, defines=defines | sure | static, press=name)
-    rest = {k: v for k, v in parameters.items() if k not in sure and k not in static}
-    return module.press(chosen, **rest)
+    static = _static(program, name, defines | sure, scalars) if scalars else {}
+    module = compile(program, defines=defines | sure | static, press=name)
+    chosen = name or _only(module, program)
+    known = module.presses[chosen].parameters if chosen in module.presses else {}
+    fixed = {*sure, *static, *(k for k in scalars if k in known and known[k].static)}
+    return module.press(chosen, **{k: v for k, v in parameters.items() if k not in fixed})
+
+
+def _only(module, program):
+    """The press that is meant where none is named; None if that is not clear."""
+    if program in module.presses:
+        return program
+    return next(iter(module.presses)) if len(module.presses) == 1 else None
+
+
+def _static(program, name, defines, scalars):
+    """Which of `scalars` must be compiled in, because they decide shapes.
+
+    Only the compiler knows: the quickest module there is tells. Those that have their values there
+    already are left out.
+    """
+    quick = {"dtypes": "f32", "channels": 0, "targets": "x86-64-v3", "optimization": "O0"}
+    needed = False
+    try:
+        module = compile(program, defines=defines, press=name, **quick)
+    except CompileError:
+        # Perhaps one of them has no default; if not, the next compilation says what is wrong.
+        needed = True
+        module = compile(program, defines=defines | scalars, press=name, **quick)
+    chosen = name or _only(module, program)
+    known = module.presses[chosen].parameters if chosen in module.presses else {}
+    static = [k for k in scalars if k in known and known[k].static]
+    return {k: scalars[k] for k in static if needed or known[k].value != scalars[k]}
 
 
 def cache_folder():
