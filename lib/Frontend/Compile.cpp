@@ -159,6 +159,9 @@ private:
         out.push_back(decl);
     if (!out.empty())
       return out;
+    // What is wrong with the declarations themselves comes first.
+    if (!checkAll())
+      return {};
     auto diag = diagnostics.error(startOfFile(), Diag::NothingExported, input.path);
     for (const Decl *decl : all) {
       const Param *p = one(*decl).unset(/*allowRuntime=*/false).front();

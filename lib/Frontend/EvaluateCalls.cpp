@@ -24,7 +24,7 @@ Value Evaluator::evaluate(const Expr &expr, Env &env) {
     return Poison();
   }
   ++depth;
-  auto restore = llvm::make_scope_exit([&] { --depth; });
+  llvm::scope_exit restore([&] { --depth; });
   return evaluateInner(expr, env);
 }
 
@@ -89,7 +89,7 @@ Value Evaluator::fresh(const Tensor &tensor, const NameExpr &name, Env &env) {
     if (!kvp::isCacheAxis(axis.getName()) || axis.getState() == current.number())
       continue;
     // Inside update, survivors of what was computed before are meant. Weights have no tokens.
-    if (beforeUpdate)
+    if (beforeUpdate || insideDropped)
       return restated(tensor, at(name));
     if (const Param *p = env.decl ? env.decl->findParam(name.name.text) : nullptr;
         p && !p->axes.empty()) {
@@ -327,7 +327,7 @@ Value Evaluator::evaluateDecl(const CallExpr &call, const Decl &decl, Env &env) 
     return Poison();
   auto *outerCaptured = std::exchange(captured, nullptr);
   frames.push_back({&decl, call.callee.loc()});
-  auto restore = llvm::make_scope_exit([&] {
+  llvm::scope_exit restore([&] {
     frames.pop_back();
     captured = outerCaptured;
   });

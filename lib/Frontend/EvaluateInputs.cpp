@@ -351,7 +351,9 @@ Value Evaluator::evaluateDropped(const CallExpr &call, const Arguments &args, En
   notImplemented(call.callee.loc(), "`dropped`");
   CacheState after = std::exchange(current, *beforeUpdate);
   beforeUpdate.reset();
+  insideDropped = true;
   auto x = tensorOperand(*args.values[0], env, "dropped");
+  insideDropped = false;
   beforeUpdate = std::exchange(current, std::move(after));
   if (!x)
     return Poison();

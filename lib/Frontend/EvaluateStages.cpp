@@ -109,7 +109,7 @@ bool Evaluator::apply(const Expr &whole, Env &env) {
     return false;
   }
   ++depth;
-  auto restore = llvm::make_scope_exit([&] { --depth; });
+  llvm::scope_exit restore([&] { --depth; });
   if (auto *name = dyn_cast<NameExpr>(&expr)) {
     auto it = env.values.find(name->name.text);
     auto *press = it == env.values.end() ? nullptr : it->second.as<PressRef>();
@@ -460,7 +460,7 @@ bool Evaluator::applyUpdate(const CallExpr &call, const Arguments &args, Env &en
     return false;
   }
   auto outer = std::exchange(beforeUpdate, before);
-  auto restore = llvm::make_scope_exit([&] { beforeUpdate = outer; });
+  llvm::scope_exit restore([&] { beforeUpdate = outer; });
   for (int i : {1, 2}) {
     if (!args.values[i])
       continue;

@@ -288,6 +288,7 @@ private:
   Emitter &emitter;
   CacheState current;
   std::optional<CacheState> beforeUpdate; // inside update: the state before the selection
+  bool insideDropped = false;             // of its argument, seen in that state
   llvm::SmallVector<Frame, 8> frames;
   const llvm::DenseMap<const Expr *, std::shared_ptr<Value>> *captured = nullptr;
   llvm::StringRef phase;                   // prefill, decode, probe
