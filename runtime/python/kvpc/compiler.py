@@ -237,7 +237,7 @@ def _make(executable, name, text, options, place):
             text=True,
             check=False,
             stdin=subprocess.DEVNULL,
-            cwd=folder if text is not None else None,
+            cwd=folder,  # where a name of the library is the name of no file
         )
         if done.returncode or not made.exists():
             kind = {1: "", 2: "the command line is wrong: "}.get(

@@ -1,0 +1,120 @@
+"""From the library's source to results: kvpc.press and kvpc.compile with the real compiler."""
+
+import subprocess
+
+import pytest
+import torch
+
+import kvpc
+from kvpc import library
+
+# One variant: what it computes is tested with the presses, here it is the way there.
+QUICK = {"dtypes": "f32", "channels": 0, "targets": "x86-64-v3"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KVPC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def tensors(tokens=90, batch=2, heads=2, groups=2, channels=16):
+    torch.manual_seed(0)
+    shape = (batch, heads, tokens, channels)
+    return (
+        torch.randn(shape),
+        torch.randn(shape),
+        torch.randn(batch, heads * groups, tokens, channels),
+    )
+
+
+def same(a, b):
+    for name in ("keys", "values", "tokens", "lengths", "channels"):
+        x, y = getattr(a, name), getattr(b, name)
+        assert (x is None) == (y is None) and (x is None or torch.equal(x, y)), name
+
+
+def test_press_of_the_library():
+    press = kvpc.press("snapkv", drop=0.5, window=16)
+    assert press.parameters["window"] == 16 and press.inputs == {"queries": 16}
+    assert press.doc and press.module.presses["snapkv"].parameters["window"].static
+    keys, values, queries = tensors()
+    call = {"queries": queries, "lengths": [90, 31]}
+    out = press.compress(keys, values, **call)
+    assert out.lengths.tolist() == [45, 15] and out.tokens[1, 0, :15].min() >= 59
+    # The window is protected, and the newest.
+    assert (out.tokens[0, :, -16:] == torch.arange(74, 90)).all()
+    same(out, press.compress(keys, values, backend="reference", **call))
+    same(out, press.compress_(keys.clone(), values.clone(), **call))
+    wanted, protected = press.scores(keys, values, backend="reference", **call)
+    scores, marks = press.scores(keys, values, **call)
+    torch.testing.assert_close(scores, wanted, equal_nan=True)
+    assert torch.equal(marks, protected)
+    with pytest.raises(kvpc.MissingInput, match="needs `queries`"):
+        press.compress(keys, values)
+
+
+def test_bf16():
+    keys, values, queries = (x.bfloat16() for x in tensors(channels=64))
+    press = kvpc.press("snapkv", keep=20, window=16)
+    out = press.compress(keys, values, queries=queries)
+    assert out.keys.dtype == torch.bfloat16 and out.keys.shape[2] == 20
+    same(out, press.compress(keys, values, queries=queries, backend="reference"))
+
+
+def test_source_text_with_a_score_as_parameter():
+    source = """
+## Chunks of any score.
+press mine(inner: score = knorm(), size: int = 10 in 1.., budget: budget = drop(0.5)) =
+  inner.sum(head) |> chunk(size) |> topk(budget)
+"""
+    keys, values, queries = tensors()
+    module = kvpc.compile(source, **QUICK)
+    assert module.presses["mine"].doc == "Chunks of any score." and module.presses["mine"].uniform
+    out = module.press(keep=30).compress(keys, values)
+    assert out.lengths.tolist() == [30, 30]
+    assert (out.tokens[0, 0].reshape(3, 10) % 10 == torch.arange(10)).all()
+    other = kvpc.compile(source, defines={"inner": "tova()", "size": 5}, **QUICK)
+    assert other.presses["mine"].inputs == {"queries": 1}
+    last = queries[:, :, -1:]
+    out = other.press(keep=5).compress(keys, values, queries=last)
+    assert out.tokens[0, 0].tolist() == list(range(85, 90))  # the newest token is protected
+
+
+def test_channels():
+    press = kvpc.compile("think", defines={"window": 8}, **QUICK).press(ratio=0.25)
+    keys, values, queries = tensors()
+    out = press.compress(keys, values, queries=queries)
+    assert out.keys.shape == (2, 2, 90, 12) and out.values.shape == values.shape
+    picked = keys.gather(3, out.channels[:, :, None].expand(-1, -1, 90, -1))
+    assert torch.equal(out.keys, picked)
+    same(out, press.compress(keys, values, queries=queries, backend="reference"))
+
+
+def test_wrong_programs():
+    with pytest.raises(kvpc.CompileError) as caught:
+        kvpc.compile("score s() = keys.norm(chanel)\n")
+    [first, *_] = caught.value.diagnostics
+    assert (first.file, first.line, first.code) == ("source.kv", 1, "kv-axis-unknown")
+    assert "did you mean `channel`" in first.notes[0].message
+    with pytest.raises(kvpc.CompileError):
+        kvpc.compile("no_such_press")
+
+
+def test_traced_by_torch_compile():
+    press = kvpc.compile("knorm", **QUICK).press(drop=0.5)
+    keys, values, _ = tensors()
+    run = torch.compile(
+        lambda k, v: press.compress(k, v).keys * 2, fullgraph=True, backend="aot_eager"
+    )
+    assert torch.equal(run(keys, values), press.compress(keys, values).keys * 2)
+
+
+def test_example_without_python():
+    module = kvpc.compile("snapkv", defines={"window": 16}, **QUICK)
+    example = next(
+        p / "bin/kvpc_example" for p in library._prefixes() if (p / "bin/kvpc_example").exists()
+    )
+    done = subprocess.run([example, module.path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "-> [2, 2, 500, 64]" in done.stdout, done
