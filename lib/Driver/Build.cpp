@@ -133,16 +133,15 @@ bool driver::readBuildOptions(const llvm::opt::InputArgList &options, BuildOptio
                         "number of 0 or more"),
              false;
   }
-  auto unique = [](auto &list) {
-    llvm::sort(list);
-    list.erase(llvm::unique(list), list.end());
+  // Each once, in the order given; levels from the lowest to the highest.
+  auto once = [](auto &list) {
+    for (size_t i = 0; i < list.size(); ++i)
+      list.erase(std::remove(list.begin() + i + 1, list.end(), list[i]), list.end());
   };
-  unique(out.levels);
-  unique(out.dtypes);
-  unique(out.channels);
-  // The general head size stands last, as in the default.
-  std::rotate(out.channels.begin(), out.channels.begin() + (out.channels.front() == 0),
-              out.channels.end());
+  once(out.dtypes);
+  once(out.channels);
+  llvm::sort(out.levels);
+  once(out.levels);
   return true;
 }
 

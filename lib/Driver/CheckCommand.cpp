@@ -16,5 +16,6 @@ int driver::checkCommand(const llvm::opt::InputArgList &options) {
   CompileInput input;
   if (!readCompileInput(options, *source, input))
     return kUsage;
+  input.press = options.getLastArgValue(OPT_press_EQ).str();
   return check(&session.context, session.sources, input) ? kSuccess : kFailure;
 }

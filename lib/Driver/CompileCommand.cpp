@@ -128,7 +128,7 @@ int driver::compileCommand(const opt::InputArgList &options) {
       return kFailure;
     return writeText(path, text);
   }
-  auto kvp = compileToKvp(&session.context, session.sources, input);
+  auto kvp = compileSource(options, *source, session, input);
   if (!kvp)
     return kFailure;
   if (*emit == Emit::Kvp)
@@ -136,7 +136,7 @@ int driver::compileCommand(const opt::InputArgList &options) {
   if (*emit == Emit::Module) {
     ModuleInfo info;
     info.source = source->path;
-    info.sourceDigest = programDigest(session, input, build.str());
+    info.sourceDigest = programDigest(session, options, build.str());
     return finish(buildTo(*kvp, build, info, path));
   }
   if (failed(toPlan(*kvp, build)))

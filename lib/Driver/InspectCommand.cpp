@@ -12,25 +12,29 @@ using namespace kvpc::driver;
 
 namespace {
 
+/// Every line indented.
+void printText(llvm::StringRef text, unsigned indent, llvm::raw_ostream &os) {
+  while (!text.empty()) {
+    auto [line, rest] = text.split('\n');
+    os.indent(indent) << line << "\n";
+    text = rest;
+  }
+}
+
 void printParameter(const runtime::Parameter &parameter, llvm::raw_ostream &os) {
   os << "    " << parameter.name << ": " << parameter.type;
   if (!parameter.axes.empty())
     os << "[" << llvm::join(parameter.axes, ", ") << "]";
-  if (parameter.isStatic)
-    os << " = " << parameter.value.str() << ", fixed when compiled";
-  else if (parameter.fallback.kind != runtime::Value::None)
-    os << " = " << parameter.fallback.str();
-  if (parameter.min || parameter.max) {
-    os << " in ";
-    if (parameter.min)
-      os << *parameter.min;
-    os << "..";
-    if (parameter.max)
-      os << *parameter.max;
-  }
-  os << "\n";
-  if (!parameter.doc.empty())
-    os << "      " << parameter.doc << "\n";
+  const runtime::Value &value = parameter.isStatic ? parameter.value : parameter.fallback;
+  if (value.kind != runtime::Value::None)
+    os << " = " << value.str();
+  auto bound = [](std::optional<double> x) {
+    return x ? llvm::formatv("{0}", *x).str() : std::string();
+  };
+  if (parameter.min || parameter.max)
+    os << " in " << bound(parameter.min) << ".." << bound(parameter.max);
+  os << (parameter.isStatic ? ", fixed when compiled\n" : "\n");
+  printText(parameter.doc, 6, os);
 }
 
 std::string inputsOf(const runtime::PressHeader &press) {
@@ -54,8 +58,7 @@ std::string inputsOf(const runtime::PressHeader &press) {
 
 void printPress(const runtime::PressHeader &press, llvm::raw_ostream &os) {
   os << "\n" << press.kind << " " << press.name << "\n";
-  if (!press.doc.empty())
-    os << "  " << press.doc << "\n";
+  printText(press.doc, 2, os);
   if (!press.parameters.empty())
     os << "  parameters\n";
   for (const runtime::Parameter &parameter : press.parameters)

@@ -66,7 +66,7 @@ int driver::loadProgram(const llvm::opt::InputArgList &options, llvm::StringRef 
   CompileInput input;
   if (!readCompileInput(options, *source, input))
     return kUsage;
-  program.module = compileToKvp(&program.session.context, program.session.sources, input);
+  program.module = compileSource(options, *source, program.session, input);
   if (!program.module)
     return kFailure;
   // The same description that a module would carry.

@@ -12,15 +12,36 @@ using namespace kvpc;
 using namespace kvpc::driver;
 namespace opt = llvm::opt;
 
-/// The name of the library that is nearest to `name`, or "".
+/// Names of the scores and presses that a file of the library declares. It is formatted: a
+/// declaration begins a line.
+static std::vector<llvm::StringRef> declarationsOf(const LibraryFile &file) {
+  std::vector<llvm::StringRef> names;
+  llvm::SmallVector<llvm::StringRef> lines;
+  file.source.split(lines, '\n');
+  for (llvm::StringRef line : lines)
+    if (line.consume_front("score ") || line.consume_front("press "))
+      names.push_back(line.take_until([](char c) { return c == '('; }));
+  return names;
+}
+
+/// The file that declares `name`, and else the one that is called so.
+static const LibraryFile *findDeclaration(llvm::StringRef name, bool &declared) {
+  for (const LibraryFile &file : library())
+    if ((declared = llvm::is_contained(declarationsOf(file), name)))
+      return &file;
+  return findLibraryFile(name);
+}
+
+/// The name in the library that is nearest to `name`, or "".
 static llvm::StringRef nearestInLibrary(llvm::StringRef name) {
   llvm::StringRef best;
-  unsigned distance = name.size() / 3 + 1;
+  unsigned distance = name.size() / 3 + 2;
   for (const LibraryFile &file : library())
-    if (unsigned d = name.edit_distance(file.name, true, distance); d < distance + (best.empty())) {
-      best = file.name;
-      distance = d;
-    }
+    for (llvm::StringRef candidate : declarationsOf(file))
+      if (unsigned d = name.edit_distance(candidate, true, distance); d < distance) {
+        best = candidate;
+        distance = d;
+      }
   return best;
 }
 
@@ -39,10 +60,11 @@ llvm::Expected<Source> driver::readSource(llvm::StringRef argument) {
     auto buffer = readFile(argument);
     if (!buffer)
       return buffer.takeError();
-    return Source{argument == "-" ? "<stdin>" : argument.str(), (*buffer)->getBuffer().str()};
+    return Source{argument == "-" ? "<stdin>" : argument.str(), (*buffer)->getBuffer().str(), ""};
   }
-  if (const LibraryFile *file = findLibraryFile(argument))
-    return Source{file->path.str(), file->source.str(), /*isLibrary=*/true};
+  bool declared = false;
+  if (const LibraryFile *file = findDeclaration(argument, declared))
+    return Source{file->path.str(), file->source.str(), declared ? argument.str() : ""};
   llvm::StringRef near = nearestInLibrary(argument);
   return llvm::createStringError("there is no file `" + argument +
                                  "`, and no press of that name in the library" +
@@ -73,7 +95,6 @@ bool driver::readCompileInput(const opt::InputArgList &options, const Source &so
   input.path = source.path;
   input.source = source.text;
   input.includeDirs = options.getAllArgValues(OPT_I);
-  input.press = options.getLastArgValue(OPT_press_EQ).str();
   for (const std::string &define : options.getAllArgValues(OPT_D)) {
     auto [name, value] = llvm::StringRef(define).split('=');
     if (name.trim().empty() || value.trim().empty()) {
@@ -87,7 +108,32 @@ bool driver::readCompileInput(const opt::InputArgList &options, const Source &so
   return true;
 }
 
-std::string driver::programDigest(const Session &session, const CompileInput &input,
+mlir::OwningOpRef<mlir::ModuleOp> driver::compileSource(const opt::InputArgList &options,
+                                                        const Source &source, Session &session,
+                                                        CompileInput &input) {
+  std::vector<std::string> presses;
+  for (const std::string &press : options.getAllArgValues(OPT_press_EQ))
+    if (!llvm::is_contained(presses, press))
+      presses.push_back(press);
+  if (presses.empty())
+    presses.push_back(source.press);
+  mlir::OwningOpRef<mlir::ModuleOp> all;
+  for (const std::string &press : presses) {
+    input.press = press;
+    auto one = compileToKvp(&session.context, session.sources, input);
+    if (!one)
+      return nullptr;
+    if (!all) {
+      all = std::move(one);
+      continue;
+    }
+    auto &to = all->getBodyRegion().front().getOperations();
+    to.splice(to.end(), one->getBodyRegion().front().getOperations());
+  }
+  return all;
+}
+
+std::string driver::programDigest(const Session &session, const opt::InputArgList &options,
                                   llvm::StringRef flags) {
   // Each part with its length, so that no two lists of parts run together to the same bytes.
   std::string all;
@@ -97,11 +143,9 @@ std::string driver::programDigest(const Session &session, const CompileInput &in
   };
   add(version());
   add(flags);
-  add(input.press);
-  for (const Define &define : input.defines) {
-    add(define.name);
-    add(define.value);
-  }
+  for (OptionId id : {OPT_INPUT, OPT_press_EQ, OPT_D})
+    for (const std::string &value : options.getAllArgValues(id))
+      add(value);
   for (unsigned i = 1; i <= session.sources.getNumBuffers(); ++i)
     add(session.sources.getMemoryBuffer(i)->getBuffer());
   return digestOf(all);

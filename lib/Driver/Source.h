@@ -11,11 +11,11 @@
 
 namespace kvpc::driver {
 
-/// The text of a file, of a press of the library, or of the standard input (`-`).
+/// The text of a file, of the library's file that declares a press, or of the standard input (`-`).
 struct Source {
   std::string path; ///< as messages show it
   std::string text;
-  bool isLibrary = false;
+  std::string press; ///< what the library was asked for, "" for a file
 };
 
 llvm::Expected<Source> readSource(llvm::StringRef argument);
@@ -36,13 +36,20 @@ struct Session {
 std::optional<llvm::StringRef> onlyInput(const llvm::opt::InputArgList &options,
                                          llvm::StringRef what);
 
-/// The front end's input from the source and -D, -I, --press. False after reporting.
+/// The front end's input from the source and -D, -I. False after reporting.
 bool readCompileInput(const llvm::opt::InputArgList &options, const Source &source,
                       CompileInput &input);
 
+/// The presses that the command line asks for: those of --press, or the one that was named, or all
+/// of the file. Null after reporting.
+mlir::OwningOpRef<mlir::ModuleOp> compileSource(const llvm::opt::InputArgList &options,
+                                                const Source &source, Session &session,
+                                                CompileInput &input);
+
 /// Hexadecimal SHA-256 of all that decides what is compiled: the texts that were read, defines, the
-/// press asked for, and `flags`.
-std::string programDigest(const Session &session, const CompileInput &input, llvm::StringRef flags);
+/// presses asked for, and `flags`.
+std::string programDigest(const Session &session, const llvm::opt::InputArgList &options,
+                          llvm::StringRef flags);
 
 } // namespace kvpc::driver
 
