@@ -42,12 +42,13 @@ public:
       context = jobContext;
       count = jobCount;
       next = 0;
-      running = workers.size();
+      open = true;
       ++generation;
     }
     wake.notify_all();
     takeRanges();
     std::unique_lock lock(mutex);
+    open = false; // a worker that is late finds nothing to do, and is not waited for
     done.wait(lock, [this] { return running == 0; });
   }
 
@@ -67,6 +68,9 @@ private:
       if (stopping)
         return;
       seen = generation;
+      if (!open)
+        continue;
+      ++running;
       lock.unlock();
       takeRanges();
       lock.lock();
@@ -85,7 +89,8 @@ private:
   void *context = nullptr;
   int64_t count = 0;
   std::atomic<int64_t> next{0};
-  size_t running = 0;
+  size_t running = 0; // workers inside the job
+  bool open = false;  // whether more may enter
   uint64_t generation = 0;
   bool stopping = false;
 };
