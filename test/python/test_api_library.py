@@ -92,6 +92,49 @@ def test_channels():
     same(out, press.compress(keys, values, queries=queries, backend="reference"))
 
 
+def test_what_differs_by_layer(tmp_path):
+    from safetensors.torch import save_file
+
+    keys, values, _ = tensors()
+    whole = torch.randn(3, 2, 16)
+    save_file({"filter": whole}, tmp_path / "filter.safetensors")
+    module = kvpc.compile("qfilter", **QUICK)
+    ratios = kvpc.compile("per_layer", defines={"inner": "knorm()"}, **QUICK)
+    for layer in range(3):
+        call = {"layer": layer, "layers": 3}
+        press = module.press(filter=tmp_path / "filter.safetensors", keep=20)
+        scores, _ = press.scores(keys, values, **call)
+        wanted = -torch.einsum("bhtc,hc->bht", keys, whole[layer])
+        torch.testing.assert_close(scores, wanted, rtol=1e-4, atol=1e-4)
+        same(
+            press.compress(keys, values, **call),
+            press.compress(keys, values, backend="reference", **call),
+        )
+        press = ratios.press(ratios=[0.1, 0.5, 0.75])
+        assert press.compress(keys, values, **call).keys.shape[2] == [81, 45, 22][layer]
+
+
+def test_layers_that_share_a_choice():
+    press = kvpc.compile("chunkkv_reuse", **QUICK).press(drop=0.5)
+    assert press.reuse == 2 and press.inputs_at(0) == {"queries": 64} and press.inputs_at(1) == {}
+    leader = None
+    states = {"compiled": kvpc.State(), "reference": kvpc.State()}
+    for layer in range(4):
+        keys, values, queries = tensors()
+        keys = keys * (layer + 1)
+        call = {"layer": layer, "layers": 4} | ({} if layer % 2 else {"queries": queries * layer})
+        outs = [
+            press.compress(keys, values, state=state, backend=backend, **call)
+            for backend, state in states.items()
+        ]
+        same(*outs)
+        if layer % 2:
+            assert torch.equal(outs[0].tokens, leader.tokens)
+        leader = outs[0]
+    with pytest.raises(kvpc.StateError, match="no state is given"):
+        press.compress(keys, values, layer=1, layers=4)
+
+
 def test_wrong_programs():
     with pytest.raises(kvpc.CompileError) as caught:
         kvpc.compile("score s() = keys.norm(chanel)\n")
