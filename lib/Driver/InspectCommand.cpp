@@ -4,6 +4,7 @@
 
 #include "kvpc/Header.h"
 #include "llvm/ADT/StringExtras.h"
+#include "llvm/Support/Format.h"
 #include "llvm/Support/JSON.h"
 #include "llvm/Support/raw_ostream.h"
 
@@ -28,11 +29,14 @@ void printParameter(const runtime::Parameter &parameter, llvm::raw_ostream &os) 
   const runtime::Value &value = parameter.isStatic ? parameter.value : parameter.fallback;
   if (value.kind != runtime::Value::None)
     os << " = " << value.str();
-  auto bound = [](std::optional<double> x) {
-    return x ? llvm::formatv("{0}", *x).str() : std::string();
-  };
-  if (parameter.min || parameter.max)
-    os << " in " << bound(parameter.min) << ".." << bound(parameter.max);
+  if (parameter.min || parameter.max) {
+    os << " in ";
+    if (parameter.min)
+      os << llvm::format("%g", *parameter.min);
+    os << "..";
+    if (parameter.max)
+      os << llvm::format("%g", *parameter.max);
+  }
   os << (parameter.isStatic ? ", fixed when compiled\n" : "\n");
   printText(parameter.doc, 6, os);
 }
