@@ -147,8 +147,11 @@ def clang_tidy(root, build, logs, jobs):
         if not marks[path].exists():
             targets.setdefault(tuple(options), []).append(path)
 
+    log = logs / "clang-tidy.log"
+    log.write_text("")
+
     def check(options, paths):
-        """What clang-tidy says of these files: nothing where they are clean."""
+        """Those of the files that are not clean; the log says why."""
         source = paths[0]
         if len(paths) > 1:
             name = hashlib.sha256("\0".join(map(str, paths)).encode()).hexdigest()[:16]
@@ -168,7 +171,9 @@ def clang_tidy(root, build, logs, jobs):
         if len(paths) > 1:
             half = len(paths) // 2
             return check(options, paths[:half]) + check(options, paths[half:])
-        return [done.stdout + done.stderr]
+        with open(log, "a") as out:
+            out.write(done.stdout + done.stderr)
+        return [source]
 
     groups = [
         (list(options), paths[i : i + GROUP])
@@ -177,10 +182,8 @@ def clang_tidy(root, build, logs, jobs):
     ]
     groups.sort(key=lambda group: -len(group[1]))
     with ThreadPoolExecutor(jobs) as pool:
-        complaints = [text for found in pool.map(lambda g: check(*g), groups) for text in found]
-    log = logs / "clang-tidy.log"
-    log.write_text("".join(complaints))
-    return not complaints, f"{len(complaints)} of {total} files, see {log}" if complaints else ""
+        unclean = [path for found in pool.map(lambda g: check(*g), groups) for path in found]
+    return not unclean, f"{len(unclean)} of {total} files, see {log}" if unclean else ""
 
 
 def checks(root, build, logs, jobs):
