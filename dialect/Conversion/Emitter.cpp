@@ -185,16 +185,15 @@ Value Emitter::loadVector(Storage storage, Value address, Value mask) {
   if (!mask)
     return finishLoad(storage, LLVM::LoadOp::create(*this, type, address, align));
   Value zero = LLVM::ZeroOp::create(*this, type);
-  Value raw = LLVM::MaskedLoadOp::create(*this, type, address, mask, zero,
-                                         getI32IntegerAttr(align));
+  Value raw =
+      LLVM::MaskedLoadOp::create(*this, type, address, mask, zero, getI32IntegerAttr(align));
   return finishLoad(storage, raw);
 }
 
 Value Emitter::gather(Storage storage, Value base, Value offsets, Value mask) {
   auto type = vec(rawType(storage));
-  Value pointers =
-      LLVM::GEPOp::create(*this, vec(ptr()), rawType(storage), base,
-                          ArrayRef<LLVM::GEPArg>{LLVM::GEPArg(offsets)});
+  Value pointers = LLVM::GEPOp::create(*this, vec(ptr()), rawType(storage), base,
+                                       ArrayRef<LLVM::GEPArg>{LLVM::GEPArg(offsets)});
   Value zero = LLVM::ZeroOp::create(*this, type);
   Value all = mask ? mask : spread(constantBool(true));
   Value raw = LLVM::masked_gather::create(*this, type, pointers, all, ValueRange{zero},
@@ -221,10 +220,10 @@ Value Emitter::toFloat(Value v) {
     return v;
   Type type = isVector(v) ? Type(vec(f32())) : f32();
   if (element.isF64())
-    return arith::TruncFOp::create(*this, type, v);
+    return createOrFold<arith::TruncFOp>(type, v);
   if (element.isInteger(1))
-    return arith::UIToFPOp::create(*this, type, v);
-  return arith::SIToFPOp::create(*this, type, v);
+    return createOrFold<arith::UIToFPOp>(type, v);
+  return createOrFold<arith::SIToFPOp>(type, v);
 }
 
 void Emitter::region(function_ref<void()> build) {
@@ -243,9 +242,8 @@ void Emitter::loop(Value from, Value to, int64_t step, function_ref<void(Value)>
   });
 }
 
-SmallVector<Value>
-Emitter::loop(Value from, Value to, int64_t step, ValueRange init,
-              function_ref<SmallVector<Value>(Value, ValueRange)> body) {
+SmallVector<Value> Emitter::loop(Value from, Value to, int64_t step, ValueRange init,
+                                 function_ref<SmallVector<Value>(Value, ValueRange)> body) {
   auto op = scf::ForOp::create(*this, from, to, constant(step), init);
   region([&] {
     setInsertionPointToStart(op.getBody());
@@ -269,7 +267,8 @@ void Emitter::when(Value condition, function_ref<void()> then, function_ref<void
     });
 }
 
-Value Emitter::choose(Value condition, function_ref<Value()> then, function_ref<Value()> otherwise) {
+Value Emitter::choose(Value condition, function_ref<Value()> then,
+                      function_ref<Value()> otherwise) {
   // The result type is known once the branches are: they are built aside and moved in.
   Region regions[2];
   Type type;

@@ -76,8 +76,12 @@ public:
   mlir::Value at(mlir::Value base, int64_t bytes);
   mlir::Value loadScalar(mlir::Type type, mlir::Value address);
   void storeScalar(mlir::Value value, mlir::Value address);
-  mlir::Value loadI64(mlir::Value base, int64_t bytes) { return loadScalar(i64(), at(base, bytes)); }
-  mlir::Value loadPtr(mlir::Value base, int64_t bytes) { return loadScalar(ptr(), at(base, bytes)); }
+  mlir::Value loadI64(mlir::Value base, int64_t bytes) {
+    return loadScalar(i64(), at(base, bytes));
+  }
+  mlir::Value loadPtr(mlir::Value base, int64_t bytes) {
+    return loadScalar(ptr(), at(base, bytes));
+  }
   mlir::Value isNull(mlir::Value pointer);
 
   /// One element as f32, i64 or i1.

@@ -83,7 +83,8 @@ std::pair<Value, Value> Kernel::layout(const Row &row, Value workspace, Value st
   Value used = e.constant(0), kept = e.constant(0);
   auto place = [&](unsigned slot, Value bytes, bool inState) {
     Value &offset = inState ? kept : used;
-    setSlot(row, slot, LLVM::PtrToIntOp::create(e, e.i64(), e.at(inState ? state : workspace, offset)));
+    setSlot(row, slot,
+            LLVM::PtrToIntOp::create(e, e.i64(), e.at(inState ? state : workspace, offset)));
     offset = e.add(offset, e.roundUp(bytes, 64));
   };
   Value rows = field(row, offsetof(kvpc_call, batch));
@@ -189,23 +190,23 @@ void Kernel::emitPlan() {
   row.planning = true;
   Value zero = e.constant(0);
   Value status = e.constant(KVPC_OK);
-  auto sizes = e.loop(
-      zero, field(row, offsetof(kvpc_call, batch)), 1, ValueRange{zero, zero, status},
-      [&](Value b, ValueRange acc) {
-        Row own = row;
-        own.batch = b;
-        SmallVector<Value> out(acc);
-        out[0] = e.max(acc[0], length(own, cache));
-        out[1] = e.max(acc[1], channels(own, cache));
-        Value live = e.less(zero, perRow(own, offsetof(kvpc_call, length)));
-        for (auto require : pipeline.getBody().getOps<kvplan::RequireOp>()) {
-          Value holds = host(own, require.getCondition());
-          Value broken = e.both(live, e.select(holds, e.constantBool(false), e.constantBool(true)));
-          e.when(broken, [&] { writeError(own, require.getMessage()); });
-          out[2] = e.select(broken, e.constant(KVPC_ERROR_REQUIRE), out[2]);
-        }
-        return out;
-      });
+  auto sizes = e.loop(zero, field(row, offsetof(kvpc_call, batch)), 1,
+                      ValueRange{zero, zero, status}, [&](Value b, ValueRange acc) {
+                        Row own = row;
+                        own.batch = b;
+                        SmallVector<Value> out(acc);
+                        out[0] = e.max(acc[0], length(own, cache));
+                        out[1] = e.max(acc[1], channels(own, cache));
+                        Value live = e.less(zero, perRow(own, offsetof(kvpc_call, length)));
+                        for (auto require : pipeline.getBody().getOps<kvplan::RequireOp>()) {
+                          Value holds = host(own, require.getCondition());
+                          Value broken = e.both(
+                              live, e.select(holds, e.constantBool(false), e.constantBool(true)));
+                          e.when(broken, [&] { writeError(own, require.getMessage()); });
+                          out[2] = e.select(broken, e.constant(KVPC_ERROR_REQUIRE), out[2]);
+                        }
+                        return out;
+                      });
   auto set = [&](int64_t offset, Value v) { e.storeScalar(v, e.at(row.call, offset)); };
   set(offsetof(kvpc_call, kept), sizes[0]);
   set(offsetof(kvpc_call, kept_channels), sizes[1]);
@@ -228,14 +229,16 @@ void Kernel::writeError(const Row &row, StringRef message) {
                            e.getStringAttr(text));
   }
   Value out = fieldPtr(row, offsetof(kvpc_call, error));
-  e.when(e.isNull(out), [] {}, [&] {
-    Value from = LLVM::AddressOfOp::create(e, e.ptr(), name);
-    Value size = field(row, offsetof(kvpc_call, error_size));
-    Value count = e.min(e.constant(message.size() + 1), size);
-    e.loop(e.constant(0), count, 1, [&](Value i) {
-      e.storeScalar(e.loadScalar(e.getI8Type(), e.at(from, i)), e.at(out, i));
-    });
-  });
+  e.when(
+      e.isNull(out), [] {},
+      [&] {
+        Value from = LLVM::AddressOfOp::create(e, e.ptr(), name);
+        Value size = field(row, offsetof(kvpc_call, error_size));
+        Value count = e.min(e.constant(message.size() + 1), size);
+        e.loop(e.constant(0), count, 1, [&](Value i) {
+          e.storeScalar(e.loadScalar(e.getI8Type(), e.at(from, i)), e.at(out, i));
+        });
+      });
 }
 
 void Kernel::emitRun() {

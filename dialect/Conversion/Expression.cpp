@@ -257,7 +257,7 @@ Value Kernel::applyFn(kvp::Fn fn, ArrayRef<Value> in, Type element) {
     return unary(fn, x[0]);
   case F::Pow: {
     APFloat power(0.0);
-    if (matchPattern(x[1], m_ConstantFloat(&power)) && power.isInteger()) {
+    if (matchPattern(in[1], m_ConstantFloat(&power)) && power.isInteger()) {
       double p = power.convertToDouble();
       if (p >= 0 && p <= 8) {
         Value product = constant(1);
@@ -275,8 +275,8 @@ Value Kernel::applyFn(kvp::Fn fn, ArrayRef<Value> in, Type element) {
     // Integers: square and multiply over the bits of the exponent; negative exponents give 0 or 1.
     Value result = constant(1), base = x[0], exponent = e.max(x[1], constant(0));
     for (int bit = 0; bit < 63; ++bit) {
-      Value set = arith::TruncIOp::create(
-          e, like(e.i1()), arith::ShRUIOp::create(e, exponent, constant(bit)));
+      Value set = arith::TruncIOp::create(e, like(e.i1()),
+                                          arith::ShRUIOp::create(e, exponent, constant(bit)));
       result = e.select(set, e.mul(result, base), result);
       base = e.mul(base, base);
     }
@@ -407,8 +407,8 @@ Value Kernel::pool(const Row &row, Operation *op, const Indices &at) {
   Fold fold = maxPool ? Fold::Max : Fold::Sum;
   bool lanes = at.hasLanes();
   Type type = lanes ? Type(e.vec(e.f32())) : e.f32();
-  Value outside = maxPool ? e.constantF32(-std::numeric_limits<double>::infinity())
-                          : e.constantF32(0);
+  Value outside =
+      maxPool ? e.constantF32(-std::numeric_limits<double>::infinity()) : e.constantF32(0);
   auto tap = [&](Value distance) {
     Value x = neighbour(distance, outside);
     return lanes ? e.spread(x) : x;
@@ -468,8 +468,8 @@ Value Kernel::uniform(const Row &row, kvp::UniformOp op, const Indices &at) {
 // Memory
 //===------------------------------------------------------------------------------------------===//
 
-Value Kernel::loadFrom(Storage storage, Value base,
-                       ArrayRef<std::pair<Index, Value>> terms, Value mask) {
+Value Kernel::loadFrom(Storage storage, Value base, ArrayRef<std::pair<Index, Value>> terms,
+                       Value mask) {
   Value scalar = e.constant(0), vector;
   unsigned lanes = 0;
   bool neighbours = true;
@@ -497,7 +497,7 @@ Value Kernel::loadFrom(Storage storage, Value base,
 }
 
 Storage Kernel::inputStorage() const {
-  return variant.dtype == KVPC_F32 ? Storage::F32
+  return variant.dtype == KVPC_F32    ? Storage::F32
          : variant.dtype == KVPC_BF16 ? Storage::BF16
                                       : Storage::F16;
 }
@@ -535,8 +535,8 @@ Value Kernel::originalPosition(const Row &row, Value cache, const Indices &at) {
         Value offset = e.mul(row.batch, field(row, strides));
         if (head)
           offset = e.add(offset, e.mul(head->base, field(row, strides + 8)));
-        offset = e.add(offset,
-                       e.mul(perRow(row, offsetof(kvpc_call, start)), field(row, strides + 16)));
+        offset =
+            e.add(offset, e.mul(perRow(row, offsetof(kvpc_call, start)), field(row, strides + 16)));
         Value base = e.at(given, e.mul(offset, 8));
         return loadFrom(Storage::I64, base, {{token, field(row, strides + 16)}}, at.mask);
       });
@@ -575,7 +575,8 @@ Value Kernel::input(const Row &row, kvp::InputOp op, const Indices &at) {
   SmallVector<std::pair<Index, Value>> terms;
   if (op.getInput() == kvp::Input::Queries) {
     // The last w of the given queries.
-    Value skip = e.sub(field(row, offsetof(kvpc_call, queries)), extent(row, op.getResult(), "query"));
+    Value skip =
+        e.sub(field(row, offsetof(kvpc_call, queries)), extent(row, op.getResult(), "query"));
     offset = e.add(offset, e.mul(skip, stride(3)));
     terms = {{*at.find("group"), stride(2)},
              {*at.find("query"), stride(3)},
@@ -609,7 +610,8 @@ Value Kernel::weights(const Row &row, BlockArgument arg, const Indices &at) {
 
 Value Kernel::load(const Row &row, Value buffer, const Indices &at) {
   SmallVector<std::pair<Index, Value>> terms;
-  for (auto [i, axis] : llvm::enumerate(cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes()))
+  for (auto [i, axis] :
+       llvm::enumerate(cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes()))
     terms.push_back({*at.find(axis.getName()), axisStride(row, buffer, i)});
   return loadFrom(storageOf(buffer), bufferBase(row, buffer), terms, at.mask);
 }

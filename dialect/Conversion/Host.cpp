@@ -126,9 +126,8 @@ Value Kernel::budgetOf(const Row &row, Value budget, Value n) {
 Value Kernel::host(const Row &row, Value scalar) {
   return remember({scalar.getAsOpaquePointer(), row.batch.getAsOpaquePointer()}, [&]() -> Value {
     if (auto arg = dyn_cast<BlockArgument>(scalar))
-      return arg.getType().isF64()
-                 ? parameter(row, arg, offsetof(kvpc_scalar, f), e.f64())
-                 : parameter(row, arg, offsetof(kvpc_scalar, i), e.i64());
+      return arg.getType().isF64() ? parameter(row, arg, offsetof(kvpc_scalar, f), e.f64())
+                                   : parameter(row, arg, offsetof(kvpc_scalar, i), e.i64());
     Operation *op = scalar.getDefiningOp();
     return TypeSwitch<Operation *, Value>(op)
         .Case([&](arith::ConstantOp c) { return arith::ConstantOp::create(e, c.getValue()); })

@@ -29,9 +29,9 @@ struct Variant {
 
 /// Where an element stands on one axis.
 struct Index {
-  mlir::Value base;    // i64: the index, or that of lane 0
-  mlir::Value vector;  // i64 lanes, where they are not base, base + 1, ...
-  bool lanes = false;  // whether the axis runs over lanes
+  mlir::Value base;   // i64: the index, or that of lane 0
+  mlir::Value vector; // i64 lanes, where they are not base, base + 1, ...
+  bool lanes = false; // whether the axis runs over lanes
 };
 
 /// The element being evaluated: an index per axis; `mask` says which lanes exist (null: all).
@@ -182,9 +182,12 @@ private:
   /// Over the entries [from, to) of axis `over` (none in a small step).
   void store(const Row &row, kvplan::StoreOp op, llvm::StringRef over, mlir::Value from,
              mlir::Value to);
+  void fill(const Row &row, kvplan::StoreOp op, llvm::StringRef over, mlir::Value from,
+            mlir::Value to);
+  mlir::Value leavesTile(const Row &row, kvplan::StoreOp op, mlir::Value to);
   /// `first`: whether this is the segment's first tile.
-  void accumulate(const Row &row, kvplan::AccumulateOp op, llvm::StringRef over, mlir::Value segment,
-                  mlir::Value from, mlir::Value to, mlir::Value first);
+  void accumulate(const Row &row, kvplan::AccumulateOp op, llvm::StringRef over,
+                  mlir::Value segment, mlir::Value from, mlir::Value to, mlir::Value first);
   void combinePartials(const Row &row, kvplan::AccumulateOp op, mlir::Value segments);
   void contract(const Row &row, kvplan::ContractOp op, mlir::Value from, mlir::Value to);
   void pack(const Row &row, kvplan::PackOp op);

@@ -1,8 +1,8 @@
 //===- Nest.cpp - buffers, and the loops that fill them ---------------------------------------===//
 //
 // A buffer's axes stand outermost first. `head` and the task choose the block of memory; inside it
-// entries (token, part) have a fixed stride, sized by upper bounds, and what lies inside an entry is
-// dense in the row's own extents.
+// entries (token, part) have a fixed stride, sized by upper bounds, and what lies inside an entry
+// is dense in the row's own extents.
 //
 //===------------------------------------------------------------------------------------------===//
 #include "dialect/Conversion/Kernel.h"
@@ -159,8 +159,7 @@ void Kernel::forEach(ArrayRef<Range> ranges, StringRef lane, const Indices &at,
       return body(here);
     const Range &r = *llvm::find_if(ranges, [&](const Range &x) { return x.axis == lane; });
     Value rest = e.rem(e.sub(r.to, r.from), e.constant(e.lanes())), main = e.sub(r.to, rest);
-    e.loop(r.from, main, e.lanes(),
-           [&](Value i) { body(here.with(lane, Index{i, {}, true})); });
+    e.loop(r.from, main, e.lanes(), [&](Value i) { body(here.with(lane, Index{i, {}, true})); });
     if (r.extent && *r.extent % e.lanes() == 0)
       return;
     e.when(e.less(e.constant(0), rest), [&] {
@@ -184,14 +183,38 @@ SmallVector<Kernel::Range> Kernel::bufferRanges(const Row &row, Value buffer, St
       ranges.push_back({name.str(), from, to, std::nullopt});
       continue;
     }
-    ranges.push_back({name.str(), e.constant(0), bufferExtent(row, buffer, name, false),
-                      axesOf(buffer) && name != "slot" ? staticExtent(axesOf(buffer), name)
-                                                       : std::nullopt});
+    ranges.push_back(
+        {name.str(), e.constant(0), bufferExtent(row, buffer, name, false),
+         axesOf(buffer) && name != "slot" ? staticExtent(axesOf(buffer), name) : std::nullopt});
   }
   return ranges;
 }
 
+/// Whether a store in place changes nothing in the entries [from, to): a causal mask over entries
+/// that all queries may see. Null where that is not known.
+Value Kernel::leavesTile(const Row &row, kvplan::StoreOp op, Value to) {
+  auto map = op.getValue().getDefiningOp<kvp::MapOp>();
+  if (!map || map.getFn() != kvp::Fn::Where)
+    return {};
+  auto causal = map.getOperand(0).getDefiningOp<kvp::CausalOp>();
+  auto load = map.getOperand(1).getDefiningOp<kvplan::LoadOp>();
+  if (!causal || !load || load.getBuffer() != op.getBuffer() || states[causal.getCache()].selection)
+    return {};
+  Value first =
+      e.sub(perRow(row, offsetof(kvpc_call, seen)), extent(row, causal.getResult(), "query"));
+  Value counted = e.isNull(fieldPtr(row, offsetof(kvpc_call, original_positions)));
+  return e.both(counted, e.cmp(arith::CmpIPredicate::sle, to, e.add(first, 1)));
+}
+
 void Kernel::store(const Row &row, kvplan::StoreOp op, StringRef over, Value from, Value to) {
+  if (Value unchanged = over.empty() ? Value() : leavesTile(row, op, to)) {
+    e.when(unchanged, [] {}, [&] { fill(row, op, over, from, to); });
+    return;
+  }
+  fill(row, op, over, from, to);
+}
+
+void Kernel::fill(const Row &row, kvplan::StoreOp op, StringRef over, Value from, Value to) {
   Value buffer = op.getBuffer();
   SmallVector<Range> ranges = bufferRanges(row, buffer, over, from, to);
   SmallVector<StringRef> names =
@@ -258,35 +281,53 @@ void Kernel::accumulate(const Row &row, kvplan::AccumulateOp op, StringRef over,
     lane = "";
   Value base = partialBase(row, buffer, segment);
   Storage storage = storageOf(buffer);
-  forEach(ranges, lane, headIndex(row), [&](const Indices &at) {
-    Range sweep{over.str(), from, to, std::nullopt};
-    Value sum = reduceRanges(row, op.getValue(), sweep, fold, element, at, [&](const Indices &here) {
-      Value v = value(row, op.getValue(), here);
-      if (!op.getWhere())
-        return v;
-      Value inside = value(row, op.getWhere(), here);
-      Type t = e.isVector(v) || e.isVector(inside) ? Type(e.vec(element)) : element;
-      return e.select(inside, v, identity(fold, t));
-    });
-    Value offset = e.constant(0);
-    Value stride = e.constant(1);
+  auto addressOf = [&](const Indices &at) {
+    Value offset = e.constant(0), stride = e.constant(1);
     for (const Range &r : llvm::reverse(ranges)) {
       offset = e.add(offset, e.mul(at.find(r.axis)->base, stride));
       stride = e.mul(stride, r.to);
     }
-    Value address = e.at(base, e.mul(offset, bytesOf(storage)));
+    return e.at(base, e.mul(offset, bytesOf(storage)));
+  };
+  // Along lanes: entry after entry, so that streams are read in their order and the sums of
+  // neighbouring lanes do not wait for each other.
+  if (!lane.empty()) {
+    Type vector = e.vec(element);
+    e.when(first, [&] {
+      forEach(ranges, lane, headIndex(row), [&](const Indices &at) {
+        e.storeVector(storage, identity(fold, vector), addressOf(at), at.mask);
+      });
+    });
+    e.loop(from, to, 1, [&](Value entry) {
+      Indices here = headIndex(row).with(over, Index{entry, {}, false});
+      forEach(ranges, lane, here, [&](const Indices &at) {
+        Value v = e.spread(value(row, op.getValue(), at));
+        if (op.getWhere())
+          v = e.select(e.spread(value(row, op.getWhere(), at)), v, identity(fold, vector));
+        Value address = addressOf(at);
+        Value sum = foldPair(fold, e.loadVector(storage, address, at.mask), v);
+        e.storeVector(storage, sum, address, at.mask);
+      });
+    });
+    return;
+  }
+  forEach(ranges, lane, headIndex(row), [&](const Indices &at) {
+    Range sweep{over.str(), from, to, std::nullopt};
+    Value sum =
+        reduceRanges(row, op.getValue(), sweep, fold, element, at, [&](const Indices &here) {
+          Value v = value(row, op.getValue(), here);
+          if (!op.getWhere())
+            return v;
+          Value inside = value(row, op.getWhere(), here);
+          Type t = e.isVector(v) || e.isVector(inside) ? Type(e.vec(element)) : element;
+          return e.select(inside, v, identity(fold, t));
+        });
+    Value address = addressOf(at);
     // The first tile of a segment starts from the identity, the others go on.
     Value before = e.choose(
         first, [&] { return identity(fold, sum.getType()); },
-        [&] {
-          return lane.empty() ? e.load(storage, address)
-                              : e.loadVector(storage, address, at.mask);
-        });
-    sum = foldPair(fold, before, sum);
-    if (lane.empty())
-      e.store(storage, sum, address);
-    else
-      e.storeVector(storage, sum, address, at.mask);
+        [&] { return e.load(storage, address); });
+    e.store(storage, foldPair(fold, before, sum), address);
   });
 }
 
@@ -320,12 +361,11 @@ void Kernel::combinePartials(const Row &row, kvplan::AccumulateOp op, Value segm
         // Integers and conditions are exact: any order gives the same.
         e.loop(e.constant(0), count, 1, [&](Value i) {
           Value bytes = e.mul(i, bytesOf(storage));
-          Value sum = e.loop(e.constant(0), segments, 1, identity(fold, element),
-                             [&](Value s, ValueRange acc) {
-                               Value from = e.at(e.at(base, e.mul(s, width)), bytes);
-                               return SmallVector<Value>{
-                                   foldPair(fold, acc[0], e.load(storage, from))};
-                             })[0];
+          Value sum = e.loop(
+              e.constant(0), segments, 1, identity(fold, element), [&](Value s, ValueRange acc) {
+                Value from = e.at(e.at(base, e.mul(s, width)), bytes);
+                return SmallVector<Value>{foldPair(fold, acc[0], e.load(storage, from))};
+              })[0];
           e.store(storage, sum, e.at(target, bytes));
         });
       },
@@ -380,9 +420,8 @@ void Kernel::pack(const Row &row, kvplan::PackOp op) {
     if (axis.getName() != "head" && axis.getName() != "channel")
       rows = e.mul(rows, bufferExtent(row, load.getBuffer(), axis.getName(), false));
   Value q = elementBase(row, load.getBuffer());
-  e.call("kvpc_prim_pack_rows",
-         {q, e.constant(KVPC_F32), e.constant(0), width, one, rows, width, null, e.constantF32(1),
-          keyType, e.constant(2), panels});
+  e.call("kvpc_prim_pack_rows", {q, e.constant(KVPC_F32), e.constant(0), width, one, rows, width,
+                                 null, e.constantF32(1), keyType, e.constant(2), panels});
 }
 
 /// Address of a buffer's first element for this task.
@@ -439,8 +478,12 @@ void Kernel::contract(const Row &row, kvplan::ContractOp op, Value from, Value t
   Value step = entryStride(row, op.getBuffer());
   Value out = e.at(elementBase(row, op.getBuffer()), e.mul(e.mul(from, step), 4));
   Value scale = e.toFloat(host(row, op.getScale()));
-  SmallVector<Value> args{keys, stride(2), ids, e.sub(to, from),
-                          extent(row, op.getStream(), "channel"), elementBase(row, op.getPanels())};
+  SmallVector<Value> args{keys,
+                          stride(2),
+                          ids,
+                          e.sub(to, from),
+                          extent(row, op.getStream(), "channel"),
+                          elementBase(row, op.getPanels())};
   if (variant.dtype == KVPC_BF16)
     args.push_back(e.constant(packedParts(op.getPanels())));
   args.append({panels, scale, out, step});
@@ -457,8 +500,8 @@ int64_t Kernel::packedParts(Value panels) {
   return 1;
 }
 
-void Kernel::statistics(const Row &row, kvplan::StatisticsOp op, Value segment, Value from, Value to,
-                        Value first) {
+void Kernel::statistics(const Row &row, kvplan::StatisticsOp op, Value segment, Value from,
+                        Value to, Value first) {
   Value rows = rowCount(row, op.getBuffer()), step = entryStride(row, op.getBuffer());
   Value m = partialBase(row, op.getMaximum(), segment);
   Value z = partialBase(row, op.getInverse(), segment);

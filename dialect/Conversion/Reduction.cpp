@@ -129,7 +129,8 @@ static Contiguous contiguousAxes(Value v, llvm::DenseMap<Value, Contiguous> &see
           if (!axes.empty() && axes.back().getName() != "head")
             out.axes.push_back(axes.back().getName());
         })
-        .Case<kvp::PositionOp, kvp::CausalOp, kvp::IndexOp, kvp::IotaOp, kvp::UniformOp>([](auto) {})
+        .Case<kvp::PositionOp, kvp::CausalOp, kvp::IndexOp, kvp::IotaOp, kvp::UniformOp>(
+            [](auto) {})
         .Case([&](kvp::RenameOp rename) {
           operands();
           out.replace(rename.getFrom(), rename.getTo());
@@ -167,8 +168,8 @@ StringRef Kernel::laneAxis(Value v, ArrayRef<StringRef> axes) {
 // Reductions
 //===------------------------------------------------------------------------------------------===//
 
-Value Kernel::reduceRanges(const Row &row, Value of, ArrayRef<Range> ranges, Fold fold, Type element,
-                           const Indices &at, ElementAt elementAt) {
+Value Kernel::reduceRanges(const Row &row, Value of, ArrayRef<Range> ranges, Fold fold,
+                           Type element, const Indices &at, ElementAt elementAt) {
   SmallVector<StringRef> names =
       llvm::map_to_vector(ranges, [](const Range &r) -> StringRef { return r.axis; });
   StringRef lane = at.hasLanes() ? StringRef() : laneAxis(of, names);
@@ -180,8 +181,8 @@ Value Kernel::reduceRanges(const Row &row, Value of, ArrayRef<Range> ranges, Fol
       order.push_back(r);
   auto shaped = [&](Value v) { return vectors ? e.spread(v) : v; };
 
-  std::function<Value(size_t, const Indices &, Value)> along = [&](size_t depth, const Indices &here,
-                                                                   Value carried) -> Value {
+  std::function<Value(size_t, const Indices &, Value)> along =
+      [&](size_t depth, const Indices &here, Value carried) -> Value {
     if (depth < order.size()) {
       const Range &r = order[depth];
       return e.loop(r.from, r.to, 1, carried, [&](Value i, ValueRange acc) {
@@ -271,7 +272,7 @@ Value Kernel::reduceOp(const Row &row, kvp::ReduceOp op, const Indices &at) {
   }
   SmallVector<Range> ranges = rangesOf(row, op.getInput(), over, at);
   R kind = op.getKind();
-  Fold fold = kind == R::Max ? Fold::Max
+  Fold fold = kind == R::Max   ? Fold::Max
               : kind == R::Min ? Fold::Min
               : kind == R::Any ? Fold::Any
               : kind == R::All ? Fold::All
@@ -302,7 +303,8 @@ Value Kernel::reduceOp(const Row &row, kvp::ReduceOp op, const Indices &at) {
       return e.select(c, e.constantOf(t, 1), e.constantOf(t, 0));
     });
   case R::Mean: {
-    Value sum = run(Fold::Sum, e.f32(), [&](const Indices &here) { return e.toFloat(operand(here)); });
+    Value sum =
+        run(Fold::Sum, e.f32(), [&](const Indices &here) { return e.toFloat(operand(here)); });
     Value count;
     if (op.getWhere()) {
       count = run(Fold::Sum, e.f32(), [&](const Indices &) { return e.constantF32(1); });

@@ -24,8 +24,8 @@ std::string Kernel::body(function_ref<void(const Row &, Value)> item) {
   e.loop(f.getArgument(1), f.getArgument(2), 1, [&](Value i) { item(row, i); });
   func::ReturnOp::create(e);
   e.setInsertionPointToEnd(e.getModule().getBody());
-  auto launcher = func::FuncOp::create(e, name + ".parallel",
-                                       e.getFunctionType({e.ptr(), e.i64()}, {}));
+  auto launcher =
+      func::FuncOp::create(e, name + ".parallel", e.getFunctionType({e.ptr(), e.i64()}, {}));
   launcher.setPrivate();
   launcher->setAttr("kvpc.body", FlatSymbolRefAttr::get(e.getContext(), name));
   std::swap(memo, outer);
@@ -38,7 +38,8 @@ void Kernel::launch(const Row &row, StringRef name, Value count) {
 
 Value Kernel::taskCount(const Row &row, kvplan::Space space) {
   Value batch = field(row, offsetof(kvpc_call, batch));
-  return space == kvplan::Space::Head ? e.mul(batch, field(row, offsetof(kvpc_call, heads))) : batch;
+  return space == kvplan::Space::Head ? e.mul(batch, field(row, offsetof(kvpc_call, heads)))
+                                      : batch;
 }
 
 /// Row and head of task number `task`; `slot`: its place among those in flight.
@@ -178,7 +179,8 @@ void Kernel::order(const Row &row, kvplan::OrderOp op, kvplan::Space space) {
     Value n = bufferExtent(task, op.getInput(), axis, false);
     Value scratch = e.at(slotPtr(task, scratchSlot), e.mul(number, slotI64(task, scratchStride)));
     Value null = LLVM::ZeroOp::create(e, e.ptr());
-    SmallVector<Range> ranges = bufferRanges(task, op.getInput(), axis, e.constant(0), e.constant(1));
+    SmallVector<Range> ranges =
+        bufferRanges(task, op.getInput(), axis, e.constant(0), e.constant(1));
     forEach(ranges, "", headIndex(task), [&](const Indices &at) {
       auto address = [&](Value buffer) {
         if (!buffer)
@@ -261,8 +263,8 @@ void Kernel::select(const Row &row, kvplan::SelectOp op) {
     Row task = taskRow(outer, number, space, number);
     // Scratch of a task: the selection's own, then ids of survivors, then parts.
     Value scratch = e.at(slotPtr(task, scratchSlot), e.mul(number, slotI64(task, scratchStride)));
-    Value width = e.max(field(task, offsetof(kvpc_call, tokens)),
-                        field(task, offsetof(kvpc_call, channels)));
+    Value width =
+        e.max(field(task, offsetof(kvpc_call, tokens)), field(task, offsetof(kvpc_call, channels)));
     Value ids = e.at(scratch, e.roundUp(e.call("kvpc_prim_select_scratch", e.i64(), width), 64));
     Value parts = e.at(ids, e.roundUp(e.mul(width, 4), 64));
     Value k = keptOf(task, op);
@@ -341,8 +343,9 @@ void Kernel::scores(const Row &row, kvplan::ScoresOp op) {
       });
     };
     copy(op.getScore(), offsetof(kvpc_call, out_scores), 4);
-    e.when(e.isNull(fieldPtr(task, offsetof(kvpc_call, out_protected))), [] {},
-           [&] { copy(op.getProtect(), offsetof(kvpc_call, out_protected), 1); });
+    e.when(
+        e.isNull(fieldPtr(task, offsetof(kvpc_call, out_protected))), [] {},
+        [&] { copy(op.getProtect(), offsetof(kvpc_call, out_protected), 1); });
   });
   launch(row, work, taskCount(row, space));
 }
@@ -356,17 +359,17 @@ void Kernel::compact(const Row &row, kvplan::CompactOp op) {
     Value count = length(task, op.getCache()), total = field(task, offsetof(kvpc_call, kept));
     Value null = LLVM::ZeroOp::create(e, e.ptr());
     Value ids = state.tokens ? idsOf(task, state.tokens, state.tokensPerHead, width) : null;
-    Value channelIds = state.channels
-                           ? idsOf(task, state.channels, state.channelsPerHead,
-                                   field(task, offsetof(kvpc_call, channels)))
-                           : null;
+    Value channelIds = state.channels ? idsOf(task, state.channels, state.channelsPerHead,
+                                              field(task, offsetof(kvpc_call, channels)))
+                                      : null;
     int64_t bytes = bytesOf(inputStorage());
     auto gather = [&](int64_t from, int64_t to, bool thin, Value channels) {
       auto stride = [&](int64_t tensor, unsigned i) {
         return field(task, tensor + offsetof(kvpc_tensor, stride) + 8 * i);
       };
       auto base = [&](int64_t tensor) {
-        Value offset = e.add(e.mul(task.batch, stride(tensor, 0)), e.mul(task.head, stride(tensor, 1)));
+        Value offset =
+            e.add(e.mul(task.batch, stride(tensor, 0)), e.mul(task.head, stride(tensor, 1)));
         if (tensor == from)
           offset = e.add(offset, e.mul(start, stride(tensor, 2)));
         return e.at(fieldPtr(task, tensor), e.mul(offset, bytes));
@@ -376,23 +379,24 @@ void Kernel::compact(const Row &row, kvplan::CompactOp op) {
       Value src = base(from), dst = base(to);
       Value srcStride = e.mul(stride(from, 2), bytes), dstStride = e.mul(stride(to, 2), bytes);
       if (thin)
-        e.call("kvpc_prim_gather_rows_channels",
-               {src, srcStride, dst, dstStride, ids, count, channelIds, channels, e.constant(bytes)});
+        e.call("kvpc_prim_gather_rows_channels", {src, srcStride, dst, dstStride, ids, count,
+                                                  channelIds, channels, e.constant(bytes)});
       else if (state.tokens)
         e.call("kvpc_prim_gather_rows",
                {src, srcStride, dst, dstStride, ids, count, e.mul(channels, bytes),
-                arith::ExtUIOp::create(e, e.i64(), e.select(same, e.constantBool(false),
-                                                            e.constantBool(true)))});
+                arith::ExtUIOp::create(
+                    e, e.i64(), e.select(same, e.constantBool(false), e.constantBool(true)))});
       else // nothing went: all entries, unless they stay where they are
-        e.when(same, [] {}, [&] {
-          Value scratch =
-              e.at(slotPtr(task, scratchSlot), e.mul(number, slotI64(task, scratchStride)));
-          e.loop(e.constant(0), count, 1, [&](Value i) {
-            e.store(Storage::I32, i, e.at(scratch, e.mul(i, 4)));
-          });
-          e.call("kvpc_prim_gather_rows", {src, srcStride, dst, dstStride, scratch, count,
-                                           e.mul(channels, bytes), e.constant(0)});
-        });
+        e.when(
+            same, [] {},
+            [&] {
+              Value scratch =
+                  e.at(slotPtr(task, scratchSlot), e.mul(number, slotI64(task, scratchStride)));
+              e.loop(e.constant(0), count, 1,
+                     [&](Value i) { e.store(Storage::I32, i, e.at(scratch, e.mul(i, 4))); });
+              e.call("kvpc_prim_gather_rows", {src, srcStride, dst, dstStride, scratch, count,
+                                               e.mul(channels, bytes), e.constant(0)});
+            });
       Value past = e.max(e.sub(total, count), e.constant(0));
       e.call("kvpc_prim_zero_rows",
              {e.at(dst, e.mul(count, dstStride)), dstStride, past, e.mul(channels, bytes)});
@@ -425,8 +429,8 @@ void Kernel::compact(const Row &row, kvplan::CompactOp op) {
     if (state.channels)
       e.when(writesRow(offsetof(kvpc_call, out_channels)), [&] {
         Value kept = channels(task, op.getCache());
-        e.call("kvpc_prim_tokens_out", {channelIds, kept, e.constant(0),
-                                        rowOf(offsetof(kvpc_call, out_channels)), kept});
+        e.call("kvpc_prim_tokens_out",
+               {channelIds, kept, e.constant(0), rowOf(offsetof(kvpc_call, out_channels)), kept});
       });
     e.when(writesRow(offsetof(kvpc_call, out_lengths)),
            [&] { e.storeScalar(count, rowOf(offsetof(kvpc_call, out_lengths))); });

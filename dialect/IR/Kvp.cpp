@@ -119,7 +119,7 @@ void NamedTensorType::print(AsmPrinter &p) const {
 }
 
 LogicalResult NamedTensorType::verify(function_ref<InFlightDiagnostic()> emitError,
-                                            ArrayRef<AxisAttr> axes, Type element) {
+                                      ArrayRef<AxisAttr> axes, Type element) {
   if (!element.isF32() && !element.isInteger(1) && !element.isInteger(64))
     return emitError() << "tensor elements are i1, i64 or f32, not " << element;
   llvm::SmallDenseSet<StringRef> names;
@@ -147,13 +147,14 @@ NamedTensorType NamedTensorType::without(ArrayRef<StringRef> names) const {
 LogicalResult ExtentOp::verify() {
   if (getLike().getType().hasAxis(getAxis()))
     return success();
-  return emitOpError() << "unknown axis `" << getAxis() << "`; the operand has " << getLike().getType();
+  return emitOpError() << "unknown axis `" << getAxis() << "`; the operand has "
+                       << getLike().getType();
 }
 
 LogicalResult PressOp::verify() {
   Block &block = getBody().front();
-  auto first = block.getNumArguments() ? dyn_cast<CacheType>(block.getArgument(0).getType())
-                                       : CacheType();
+  auto first =
+      block.getNumArguments() ? dyn_cast<CacheType>(block.getArgument(0).getType()) : CacheType();
   if (!first || first.getState() != 0)
     return emitOpError("first argument must be the untouched cache `!kvp.cache<0>` (C1)");
   for (BlockArgument arg : block.getArguments().drop_front())
@@ -206,9 +207,9 @@ LogicalResult TopkOp::verify() {
     return failure();
   if (getPartSize().has_value() != (axis->getName() == "part"))
     return emitOpError("needs `part_size` with axis `part`, and only there (C3)");
-  if (getProtect() && failed(uniteAxes(getScore().getType().getAxes(),
-                                       getProtect().getType().getAxes(),
-                                       [&] { return emitOpError(); })))
+  if (getProtect() &&
+      failed(uniteAxes(getScore().getType().getAxes(), getProtect().getType().getAxes(),
+                       [&] { return emitOpError(); })))
     return failure();
   if (getReuse() && *getReuse() < 1)
     return emitOpError("shares its choice among at least one layer");

@@ -28,9 +28,8 @@ using EmitError = llvm::function_ref<mlir::InFlightDiagnostic()>;
 
 /// Axes of `a` and `b` united by name in order of first appearance. Fails if a shared axis differs
 /// in cache state or static extent.
-mlir::FailureOr<llvm::SmallVector<AxisAttr>> uniteAxes(llvm::ArrayRef<AxisAttr> a,
-                                                       llvm::ArrayRef<AxisAttr> b,
-                                                       EmitError emitError = nullptr);
+mlir::FailureOr<llvm::SmallVector<AxisAttr>>
+uniteAxes(llvm::ArrayRef<AxisAttr> a, llvm::ArrayRef<AxisAttr> b, EmitError emitError = nullptr);
 
 /// Result type of `fn` on tensors and host scalars; null and an error where it has none.
 mlir::Type inferMapType(mlir::MLIRContext *context, Fn fn, mlir::TypeRange operands,

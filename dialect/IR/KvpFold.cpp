@@ -131,10 +131,32 @@ static double asDouble(Attribute a) {
   return i.getType().isInteger(1) ? i.getValue().getBoolValue() : i.getInt();
 }
 
+/// x where the function leaves its operand as it is: x * 1, x / 1, x - 0, x ** 1, --x.
+static Value neutral(MapOp op, ArrayRef<Attribute> in) {
+  auto is = [&](unsigned i, double c) { return in[i] && asDouble(in[i]) == c; };
+  switch (op.getFn()) {
+  case Fn::Mul:
+    return is(1, 1) ? op.getOperand(0) : is(0, 1) ? op.getOperand(1) : Value();
+  case Fn::Div:
+  case Fn::Pow:
+    return is(1, 1) ? op.getOperand(0) : Value();
+  case Fn::Sub:
+    return is(1, 0) ? op.getOperand(0) : Value();
+  case Fn::Neg: {
+    auto inner = op.getOperand(0).getDefiningOp<MapOp>();
+    return inner && inner.getFn() == Fn::Neg ? inner.getOperand(0) : Value();
+  }
+  default:
+    return {};
+  }
+}
+
 OpFoldResult MapOp::fold(FoldAdaptor adaptor) {
   Type type = getResult().getType();
   ArrayRef<Attribute> in = adaptor.getOperands();
   Fn fn = getFn();
+  if (Value same = neutral(*this, in); same && same.getType() == type)
+    return same;
   if (fn == Fn::Where && !isa<NamedTensorType>(getOperand(0).getType()) && in[0]) {
     Value chosen = getOperand(asDouble(in[0]) != 0 ? 1 : 2);
     if (chosen.getType() == type)

@@ -33,7 +33,7 @@ FailureOr<SmallVector<AxisAttr>> kvpc::kvp::uniteAxes(ArrayRef<AxisAttr> a, Arra
 }
 
 NamedTensorType kvpc::kvp::inCanonicalOrder(NamedTensorType type) {
-  static constexpr StringRef order[] = {"head", "group", "query", "part",
+  static constexpr StringRef order[] = {"head", "group", "query",   "part",
                                         "slot", "token", "channel", "feature"};
   auto rank = [](StringRef name) {
     return std::tuple(llvm::find(order, name.rtrim('\'')) - std::begin(order), name);
@@ -160,7 +160,9 @@ LogicalResult requireSubset(NamedTensorType type, NamedTensorType where, EmitErr
   return success(succeeded(uniteAxes(type.getAxes(), where.getAxes(), emitError)));
 }
 
-NamedTensorType typeOf(Value value) { return value ? cast<NamedTensorType>(value.getType()) : NamedTensorType(); }
+NamedTensorType typeOf(Value value) {
+  return value ? cast<NamedTensorType>(value.getType()) : NamedTensorType();
+}
 
 /// `type` with axis `name` replaced by `axes`.
 NamedTensorType replaceAxis(NamedTensorType type, StringRef name, ArrayRef<AxisAttr> axes) {
@@ -219,16 +221,16 @@ static void sortResults(SmallVectorImpl<Type> &types) {
 }
 
 #define INFER(OP)                                                                                  \
-  static LogicalResult infer##OP(MLIRContext *context, std::optional<Location> location,          \
-                                 OP::Adaptor op, SmallVectorImpl<Type> &out);                     \
-  LogicalResult OP::inferReturnTypes(MLIRContext *context, std::optional<Location> location,      \
-                                     Adaptor op, SmallVectorImpl<Type> &out) {                    \
-    if (failed(infer##OP(context, location, op, out)))                                            \
-      return failure();                                                                           \
-    sortResults(out);                                                                             \
-    return success();                                                                             \
+  static LogicalResult infer##OP(MLIRContext *context, std::optional<Location> location,           \
+                                 OP::Adaptor op, SmallVectorImpl<Type> &out);                      \
+  LogicalResult OP::inferReturnTypes(MLIRContext *context, std::optional<Location> location,       \
+                                     Adaptor op, SmallVectorImpl<Type> &out) {                     \
+    if (failed(infer##OP(context, location, op, out)))                                             \
+      return failure();                                                                            \
+    sortResults(out);                                                                              \
+    return success();                                                                              \
   }                                                                                                \
-  static LogicalResult infer##OP(MLIRContext *context, std::optional<Location> location,          \
+  static LogicalResult infer##OP(MLIRContext *context, std::optional<Location> location,           \
                                  OP::Adaptor op, SmallVectorImpl<Type> &out)
 
 static AxisAttr axis(MLIRContext *context, StringRef name, int64_t extent = AxisAttr::kDynamic,
@@ -297,7 +299,7 @@ INFER(IndexOp) {
 
 INFER(IotaOp) {
   out.push_back(NamedTensorType::get(context, {axis(context, op.getAxis(), op.getExtent())},
-                                IntegerType::get(context, 64)));
+                                     IntegerType::get(context, 64)));
   return success();
 }
 
@@ -317,7 +319,8 @@ INFER(UniformOp) {
 }
 
 INFER(MapOp) {
-  Type type = inferMapType(context, op.getFn(), op.getOperands().getTypes(), emitter(location, "map"));
+  Type type =
+      inferMapType(context, op.getFn(), op.getOperands().getTypes(), emitter(location, "map"));
   if (!type)
     return failure();
   out.push_back(type);
@@ -336,8 +339,8 @@ INFER(ReduceOp) {
   Reduction kind = op.getKind();
   bool logical = kind == Reduction::All || kind == Reduction::Any || kind == Reduction::Count;
   if (logical != (kindOf(type) == Kind::Bool))
-    return emit() << "`" << stringifyReduction(kind) << "` takes "
-                  << (logical ? "i1" : "numbers") << ", not " << type.getElementType() << " (C3)";
+    return emit() << "`" << stringifyReduction(kind) << "` takes " << (logical ? "i1" : "numbers")
+                  << ", not " << type.getElementType() << " (C3)";
   if (kind == Reduction::Argmax && over.size() != 1)
     return emit() << "`argmax` is over one axis (C3)";
   Type element = Float32Type::get(context);

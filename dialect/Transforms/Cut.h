@@ -3,8 +3,8 @@
 #define KVPC_DIALECT_TRANSFORMS_CUT_H
 
 #include "dialect/Transforms/Passes.h"
-#include "mlir/IR/ImplicitLocOpBuilder.h"
 #include "mlir/IR/IRMapping.h"
+#include "mlir/IR/ImplicitLocOpBuilder.h"
 #include "llvm/ADT/MapVector.h"
 #include "llvm/ADT/SetVector.h"
 
@@ -30,16 +30,16 @@ struct Step {
 /// A value that is held in a buffer (or a selection), and how it gets there.
 struct Root {
   enum Kind { Store, Accumulate, Contract, Pack, Statistics, Order, Select } kind;
-  mlir::Value value;                 // the kvp value; null for pack
+  mlir::Value value;                    // the kvp value; null for pack
   mlir::Operation *selection = nullptr; // topk or mask
   Step key;
   unsigned step = 0;
-  llvm::SmallVector<unsigned> after;     // roots that must be finished before
+  llvm::SmallVector<unsigned> after; // roots that must be finished before
   llvm::SmallVector<unsigned> consumers;
   int64_t reuse = 0, leader = 0;
-  kvplan::BufferOp buffer, second;       // second: 1 / z of statistics
-  bool inPlace = false;                  // shares the buffer of the contraction it masks
-  bool axisLast = false;                 // entries innermost: rows of whole-row operations
+  kvplan::BufferOp buffer, second; // second: 1 / z of statistics
+  bool inPlace = false;            // shares the buffer of the contraction it masks
+  bool axisLast = false;           // entries innermost: rows of whole-row operations
   // Contract: the operands and the factor of the sum.
   mlir::Value stream, rows, scale;
 
@@ -54,9 +54,9 @@ public:
   Program(kvp::PressOp press, bool stored, bool recompute)
       : press(press), stored(stored), recompute(recompute) {}
 
-  mlir::LogicalResult hold();     // Hold.cpp
-  void schedule();                // Cut.cpp
-  mlir::LogicalResult emit();     // EmitPlan.cpp
+  mlir::LogicalResult hold(); // Hold.cpp
+  void schedule();            // Cut.cpp
+  mlir::LogicalResult emit(); // EmitPlan.cpp
 
 private:
   kvp::PressOp press;

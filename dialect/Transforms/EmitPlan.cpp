@@ -12,7 +12,10 @@ static NamedTensorType memoryOrder(NamedTensorType type, bool axisLast) {
   SmallVector<AxisAttr> head, entries, slots, rest;
   for (AxisAttr axis : type.getAxes()) {
     StringRef base = axis.getName().rtrim('\'');
-    (base == "head" ? head : isEntryAxis(base) ? entries : base == "slot" ? slots : rest)
+    (base == "head"      ? head
+     : isEntryAxis(base) ? entries
+     : base == "slot"    ? slots
+                         : rest)
         .push_back(axis);
   }
   SmallVector<AxisAttr> axes(head);
@@ -179,9 +182,8 @@ void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
     kvplan::PackOp::create(b, evaluate(b, root.rows, here, root), root.buffer);
     break;
   case Root::Contract: {
-    Value scale = root.scale
-                      ? top.lookup(root.scale)
-                      : arith::ConstantOp::create(b, b.getF64FloatAttr(1)).getResult();
+    Value scale = root.scale ? top.lookup(root.scale)
+                             : arith::ConstantOp::create(b, b.getF64FloatAttr(1)).getResult();
     kvplan::ContractOp::create(b, evaluate(b, root.stream, here, root),
                                roots[root.after.front()].buffer, scale, root.buffer);
     break;
@@ -288,7 +290,8 @@ LogicalResult Program::emit() {
     kvplan::ScoresOp::create(b, roots[rootOf[finish.getScore()]].buffer, protect);
   };
   for (Group &group : groups) {
-    if (scoresLeft && (group.step > scored || (group.step == scored && group.key.kind == Step::Select)))
+    if (scoresLeft &&
+        (group.step > scored || (group.step == scored && group.key.kind == Step::Select)))
       emitScores();
     if (group.key.kind == Step::Select) {
       tasks = {};

@@ -138,7 +138,8 @@ Step Program::keyOf(Value v) {
   return key;
 }
 
-/// Keys or values times rows of queries: the microkernel, where there are rows enough to fill lanes.
+/// Keys or values times rows of queries: the microkernel, where there are rows enough to fill
+/// lanes.
 bool Program::holdContraction(kvp::DotOp op) {
   if (op.getOver() != "channel")
     return false;

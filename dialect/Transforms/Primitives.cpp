@@ -2,6 +2,7 @@
 #include "dialect/Transforms/Passes.h"
 
 #include "mlir/IR/ImplicitLocOpBuilder.h"
+#include "mlir/IR/Matchers.h"
 #include "llvm/ADT/TypeSwitch.h"
 
 namespace kvpc {
@@ -66,9 +67,7 @@ struct Decompose {
     return guarded(sum, count(x, over, where));
   }
 
-  Value asFloat(Value x) {
-    return typeOf(x).getElementType().isF32() ? x : map(Fn::Float, x);
-  }
+  Value asFloat(Value x) { return typeOf(x).getElementType().isF32() ? x : map(Fn::Float, x); }
 
   Value variance(Value x, ArrayRef<StringRef> over, Value where) {
     Value far = map(Fn::Sub, {x, mean(x, over, where)});
@@ -136,14 +135,12 @@ struct Decompose {
       Value p = protect, q = other(protect, axis, name);
       Value newer = either(higher, both(equal, map(Fn::Lt, {i, j})));
       before = either(both(q, map(Fn::Not, p)),
-                      either(both(both(p, q), newer),
-                             both(map(Fn::Not, either(p, q)), before)));
+                      either(both(both(p, q), newer), both(map(Fn::Not, either(p, q)), before)));
     }
     if (where) {
       Value w = where, v = other(where, axis, name);
       before = either(both(v, map(Fn::Not, w)),
-                      either(both(both(w, v), before),
-                             both(map(Fn::Not, either(w, v)), earlier)));
+                      either(both(both(w, v), before), both(map(Fn::Not, either(w, v)), earlier)));
     }
     return reduce(Reduction::Count, before, {name});
   }
@@ -209,7 +206,20 @@ struct Decompose {
   Value replacement(Operation *op) {
     return TypeSwitch<Operation *, Value>(op)
         .Case([&](kvp::ReduceOp r) { return reduction(r); })
-        .Case([&](kvp::NormalizeOp n) { return normalize(n.getInput(), n.getAxis(), n.getWhere()); })
+        .Case([&](kvp::MapOp m) -> Value {
+          // x ** 2 is x * x, so that both spellings are one value.
+          Attribute power;
+          if (m.getFn() != Fn::Pow || !matchPattern(m.getOperand(1), m_Constant(&power)))
+            return {};
+          auto real = dyn_cast<FloatAttr>(power);
+          auto whole = dyn_cast<IntegerAttr>(power);
+          if (!(real && real.getValueAsDouble() == 2) && !(whole && whole.getInt() == 2))
+            return {};
+          Value square = map(Fn::Mul, {m.getOperand(0), m.getOperand(0)});
+          return square.getType() == m.getResult().getType() ? square : Value();
+        })
+        .Case(
+            [&](kvp::NormalizeOp n) { return normalize(n.getInput(), n.getAxis(), n.getWhere()); })
         .Case([&](kvp::SoftmaxOp s) -> Value {
           if (!isEntryAxis(s.getAxis()))
             return softmaxShort(asFloat(s.getInput()), s.getAxis(), s.getWhere());
