@@ -1,0 +1,81 @@
+"""Compiled presses of the library in models, against the uncompressed model with explicit masks."""
+
+import pytest
+import torch
+from model_oracle import Recorded, close, oracle_logits
+from small_models import greedy, make, steps, text
+from transformers import DynamicCache
+
+import kvpc
+
+
+@pytest.fixture(scope="module")
+def presses():
+    """Small enough for prompts of a hundred tokens."""
+    return {
+        "knorm": kvpc.press("knorm", drop=0.5),
+        "snapkv": kvpc.press("snapkv", window=8, keep=30),
+        "chunkkv_reuse": kvpc.press("chunkkv_reuse", drop=0.5),
+        "pyramidkv": kvpc.press("pyramidkv", window=8, drop=0.5),
+        "think": kvpc.press("think", ratio=0.25),
+        "chunk_snap_think": kvpc.press("chunk_snap_think", drop=0.5, thin=0.5),
+    }
+
+
+NAMES = ["knorm", "snapkv", "chunkkv_reuse", "pyramidkv", "think", "chunk_snap_think"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_small_llama(presses, name):
+    model, press, ids = make(), Recorded(presses[name]), text(120)
+    with press(model):
+        out = greedy(model, ids, tokens=24)
+    want = oracle_logits(model, press.log, out.sequences[:, :-1], 120)[:, 119:]
+    close(torch.stack(out.logits, 1), want)
+    kept = {len(t) for rows in press.log.values() for row in rows for t in row.tokens}
+    assert max(kept) < 120 or name == "think"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padded_rows_equal_the_rows_alone(presses, name):
+    model, press, ids = make(), presses[name], text(120, 3)
+    mask = torch.ones_like(ids)
+    mask[0, :25], mask[2, :113] = 0, 0  # the last is shorter than any window
+    with press(model):
+        batch = torch.stack(greedy(model, ids * mask, mask).logits, 1)
+        for i in range(3):
+            alone = greedy(model, ids[i : i + 1, mask[i].bool()])
+            close(batch[i : i + 1], torch.stack(alone.logits, 1))
+
+
+@pytest.mark.parametrize("name", ["snapkv", "chunk_snap_think"])
+@torch.no_grad()
+def test_right_padding_keeps_the_same(presses, name):
+    model, ids = make(), text(120, 2)
+    mask = torch.ones_like(ids)
+    mask[1, 90:] = 0
+    both, alone = Recorded(presses[name]), Recorded(presses[name])
+    with both(model):
+        model(ids, attention_mask=mask)
+    with alone(model):
+        model(ids[1:, :90])
+    for layer, rows in both.log.items():
+        for a, b in zip(rows[1].tokens, alone.log[layer][0].tokens):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["knorm", "chunk_snap_think"])
+@torch.no_grad()
+def test_smollm2(smollm2, presses, name):
+    """The real model: prefill, 20 tokens of decode inside and outside of the `with`."""
+    model, tokenizer = smollm2
+    press, cache = Recorded(presses[name]), DynamicCache()
+    words = "A press says which entries of a cache survive. The rest is forgotten, and so is its memory. "
+    ids = tokenizer(words * 12, return_tensors="pt").input_ids[:, :220]
+    with press(model):
+        first = model(ids[:, :200], past_key_values=cache, logits_to_keep=1).logits
+        inside = steps(model, cache, ids[:, 200:210])
+    outside = steps(model, cache, ids[:, 210:])
+    want = oracle_logits(model, press.log, ids, 200)[:, 199:]
+    close(torch.cat([first, inside, outside], 1), want)
+    assert all(layer.prefix.keys.shape[2] <= 100 for layer in cache.layers)
