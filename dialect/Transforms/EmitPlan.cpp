@@ -145,6 +145,7 @@ void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
   switch (root.kind) {
   case Root::Store:
     kvplan::StoreOp::create(b, evaluate(b, root.value, here, root), root.buffer);
+    here.erase(root.value); // what comes next in the step loads it
     break;
   case Root::Accumulate: {
     auto reduce = cast<kvp::ReduceOp>(root.value.getDefiningOp());

@@ -92,6 +92,11 @@ bool Program::mustHold(Value v) {
       return true;
     if (auto softmax = dyn_cast<kvp::SoftmaxOp>(user))
       return true;
+    // Arithmetic on small values stands once before a sweep, not in each of its entries.
+    if (isa_and_nonnull<kvp::MapOp>(v.getDefiningOp()) && !type.getAxes().empty() &&
+        !entryAxis(type) && user->getNumResults() == 1)
+      if (NamedTensorType swept = tensorOf(user->getResult(0)); swept && entryAxis(swept))
+        return true;
     if (!heavy)
       continue;
     if (readsNeighbours(user, v))

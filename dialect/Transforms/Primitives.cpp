@@ -73,9 +73,9 @@ struct Decompose {
     Value far = map(Fn::Sub, {x, mean(x, over, where)});
     Value n = count(x, over, where);
     Value rest = map(Fn::Sub, {n, integer(1)});
-    Value few = map(Fn::Le, {n, integer(1)});
-    Value v = map(Fn::Div, {squares(far, over, where), map(Fn::Maximum, {rest, integer(1)})});
-    return map(Fn::Where, {few, real(0), v});
+    // Of one entry it is 0 / 0, as in torch; of nothing 0.
+    Value v = map(Fn::Div, {squares(far, over, where), rest});
+    return map(Fn::Where, {map(Fn::Eq, {n, integer(0)}), real(0), v});
   }
 
   Value argmax(Value x, StringRef axis, Value where) {
