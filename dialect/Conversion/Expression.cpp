@@ -355,6 +355,10 @@ Value Kernel::pool(const Row &row, Operation *op, const Indices &at) {
   auto axisName = op->getAttrOfType<StringAttr>("axis").getValue();
   const Index center = *at.find(axisName);
   Value n = extent(row, of, axisName);
+  // Nothing lies past the end of a short last part.
+  if (auto partition = partitionOf(of, axisName); partition && axisName == "slot")
+    if (const Index *part = at.find("part"))
+      n = slotsOf(row, partition, indexValue(*part));
   Value where;
   auto shift = dyn_cast<kvp::ShiftOp>(op);
   auto maxPool = dyn_cast<kvp::MaxPoolOp>(op);
@@ -368,8 +372,9 @@ Value Kernel::pool(const Row &row, Operation *op, const Indices &at) {
   auto neighbour = [&](Value distance, Value outside) {
     Index index = center;
     Value position = indexValue(center);
-    bool vectors = e.isVector(position);
+    bool vectors = e.isVector(position) || e.isVector(n);
     auto like = [&](Value x) { return vectors ? e.spread(x) : x; };
+    position = like(position);
     Value moved = e.add(position, like(distance));
     Value inside = e.both(e.cmp(arith::CmpIPredicate::sge, moved, like(e.constant(0))),
                           e.cmp(arith::CmpIPredicate::slt, moved, like(n)));
@@ -377,8 +382,8 @@ Value Kernel::pool(const Row &row, Operation *op, const Indices &at) {
     if (!vectors) {
       Value last = e.sub(n, e.constant(1));
       index.base = e.max(e.min(moved, last), e.constant(0));
-    } else if (center.vector) {
-      index.vector = e.select(inside, moved, position);
+    } else if (center.vector || !center.lanes) {
+      index = scattered(e.select(inside, moved, position));
     } else {
       index.base = e.add(center.base, distance);
     }

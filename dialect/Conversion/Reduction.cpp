@@ -257,9 +257,13 @@ SmallVector<Kernel::Range> Kernel::rangesOf(const Row &row, Value tensor, ArrayR
 Value Kernel::slotsOf(const Row &row, kvp::PartitionOp op, Value part) {
   Value to = op.getTo() ? host(row, op.getTo()) : extent(row, op.getInput(), op.getAxis());
   Value from = op.getFrom() ? host(row, op.getFrom()) : e.constant(0);
-  Value size = e.constant(op.getSize());
-  Value left = e.sub(e.sub(to, from), e.mul(part, size));
-  return e.max(e.min(left, size), e.constant(0));
+  Value size = e.constant(op.getSize()), whole = e.sub(to, from), none = e.constant(0);
+  if (e.isVector(part)) {
+    size = e.spread(size);
+    whole = e.spread(whole);
+    none = e.spread(none);
+  }
+  return e.max(e.min(e.sub(whole, e.mul(part, size)), size), none);
 }
 
 Value Kernel::reduceOp(const Row &row, kvp::ReduceOp op, const Indices &at) {
@@ -278,12 +282,21 @@ Value Kernel::reduceOp(const Row &row, kvp::ReduceOp op, const Indices &at) {
               : kind == R::All ? Fold::All
                                : Fold::Sum;
   Type element = op.getResult().getType().getElementType();
+  // Parts on lanes end at different slots: those past the end are kept out one by one.
+  Value limit;
+  if (llvm::is_contained(over, "slot"))
+    if (const Index *part = at.find("part"); part && part->lanes)
+      if (auto partition = partitionOf(op.getInput(), "slot"))
+        limit = slotsOf(row, partition, indexValue(*part));
   auto run = [&](Fold f, Type type, function_ref<Value(const Indices &)> one) {
     return reduceRanges(row, op.getInput(), ranges, f, type, at, [&](const Indices &here) {
       Value v = one(here);
-      if (!op.getWhere())
+      if (!op.getWhere() && !limit)
         return v;
-      Value inside = value(row, op.getWhere(), here);
+      Value inside = op.getWhere() ? value(row, op.getWhere(), here) : Value();
+      if (limit)
+        inside = e.both(inside, e.cmp(arith::CmpIPredicate::slt,
+                                      e.spread(indexValue(*here.find("slot"))), limit));
       Type t = e.isVector(v) || e.isVector(inside) ? Type(e.vec(type)) : type;
       return e.select(inside, v, identity(f, t));
     });
@@ -306,7 +319,7 @@ Value Kernel::reduceOp(const Row &row, kvp::ReduceOp op, const Indices &at) {
     Value sum =
         run(Fold::Sum, e.f32(), [&](const Indices &here) { return e.toFloat(operand(here)); });
     Value count;
-    if (op.getWhere()) {
+    if (op.getWhere() || limit) {
       count = run(Fold::Sum, e.f32(), [&](const Indices &) { return e.constantF32(1); });
     } else {
       count = e.constant(1);
