@@ -1,0 +1,64 @@
+// RUN: kvp-opt %s -split-input-file -verify-diagnostics
+
+// C1 of kvp.press
+// expected-error@+1 {{first argument must be the untouched cache `!kvp.cache<0>` (C1)}}
+kvp.press @no_cache kind "press" parameters [] {
+^bb0(%c: !kvp.cache<1>):
+  kvp.return %c : !kvp.cache<1>
+}
+
+// -----
+// C1 of kvp.map: operands that share an axis agree on its state
+kvp.press @stale kind "press" parameters [] {
+^bb0(%c: !kvp.cache<0>, %n: i64):
+  %p = kvp.position %c : !kvp.cache<0> -> !kvp.tensor<[token], i64>
+  %f = kvp.map float(%p) : (!kvp.tensor<[token], i64>) -> !kvp.tensor<[token], f32>
+  %c1 = kvp.topk %c by %f keep %n : !kvp.cache<0>, !kvp.tensor<[token], f32> -> !kvp.cache<1>
+  %q = kvp.position %c1 : !kvp.cache<1> -> !kvp.tensor<[token/1], i64>
+  // expected-error@+2 {{axis `token` belongs to cache state 0 and to state 1}}
+  // expected-error@+1 {{failed to infer returned types}}
+  %s = kvp.map add(%p, %q) : (!kvp.tensor<[token], i64>, !kvp.tensor<[token/1], i64>) -> !kvp.tensor<[token], i64>
+  kvp.return %c1 : !kvp.cache<1>
+}
+
+// -----
+// C1 of kvp.reduce
+kvp.press @axis kind "press" parameters [] {
+^bb0(%c: !kvp.cache<0>):
+  %p = kvp.position %c : !kvp.cache<0> -> !kvp.tensor<[token], i64>
+  // expected-error@+2 {{unknown axis `chanel`; the operand has}}
+  // expected-error@+1 {{failed to infer returned types}}
+  %s = kvp.reduce sum %p over ["chanel"] : !kvp.tensor<[token], i64> -> !kvp.tensor<[token], i64>
+  kvp.return %c : !kvp.cache<0>
+}
+
+// -----
+// C2 of kvp.topk: the score belongs to the state it selects from
+kvp.press @state kind "press" parameters [] {
+^bb0(%c: !kvp.cache<0>, %n: i64):
+  %p = kvp.position %c : !kvp.cache<0> -> !kvp.tensor<[token], i64>
+  %f = kvp.map float(%p) : (!kvp.tensor<[token], i64>) -> !kvp.tensor<[token], f32>
+  %c1 = kvp.topk %c by %f keep %n : !kvp.cache<0>, !kvp.tensor<[token], f32> -> !kvp.cache<1>
+  // expected-error@+1 {{axis `token` belongs to cache state 0, the cache is in state 1 (C2)}}
+  %c2 = kvp.topk %c1 by %f keep %n : !kvp.cache<1>, !kvp.tensor<[token], f32> -> !kvp.cache<2>
+  kvp.return %c2 : !kvp.cache<2>
+}
+
+// -----
+// C3 of kvp.topk
+kvp.press @part kind "press" parameters [] {
+^bb0(%c: !kvp.cache<0>, %n: i64):
+  %p = kvp.position %c : !kvp.cache<0> -> !kvp.tensor<[token], i64>
+  %f = kvp.map float(%p) : (!kvp.tensor<[token], i64>) -> !kvp.tensor<[token], f32>
+  // expected-error@+1 {{needs `part_size` with axis `part`, and only there (C3)}}
+  %c1 = kvp.topk %c by %f keep %n part_size 4 : !kvp.cache<0>, !kvp.tensor<[token], f32> -> !kvp.cache<1>
+  kvp.return %c1 : !kvp.cache<1>
+}
+
+// -----
+// C7 of kvplan.pipeline
+// expected-error@+1 {{needs one `kvplan.compact`, as its last operation (C7)}}
+kvplan.pipeline @none {
+^bb0(%c: !kvp.cache<0>):
+  %b = kvplan.buffer "b0" call : !kvplan.buffer<[head, token], f32>
+}
