@@ -81,6 +81,19 @@ def test_links(page):
         assert "://" in target or (page.parent / target).exists(), target
 
 
+def test_names_of_parameters():
+    """What docs/Kvpress.md says is called so here, is."""
+    rows = re.findall(
+        r"^\| `\w+` \| .* \| (\[.*) \|$", (ROOT / "docs/Kvpress.md").read_text(), re.M
+    )
+    assert rows
+    for row in rows:
+        for press, names in re.findall(r"\(\.\./(presses/\w+\.kv)\)([^;]*)", row):
+            source = (ROOT / press).read_text()
+            for name in re.findall(r"`(\w+)`", names):
+                assert re.search(rf"^\s*{name}: |[(,] ?{name}: ", source, re.M), (press, name)
+
+
 def test_tables_are_fresh():
     code, output = run([sys.executable, ROOT / "scripts/status.py", "--check"], ROOT)
     assert code == 0, output
