@@ -116,11 +116,11 @@ TEST(Elementwise, axesUniteByName) {
     %b = kvp.reduce sum %k over ["token", "channel"]
       : !kvp.tensor<[head, token, channel], f32> -> !kvp.tensor<[head], f32>
     %s = kvp.map sub(%a, %b) : (!kvp.tensor<[token], f32>, !kvp.tensor<[head], f32>)
-      -> !kvp.tensor<[token, head], f32>)";
+      -> !kvp.tensor<[head, token], f32>)";
   // Heads (1, 2, 4) and (10, 20, 40): per token 11, 22, 44, per head 7, 70.
   expectNear(
-      Program(body, "!kvp.tensor<[token, head], f32>").score(rowOf(2, 3, 1, {1, 2, 4, 10, 20, 40})),
-      {4, -59, 15, -48, 37, -26});
+      Program(body, "!kvp.tensor<[head, token], f32>").score(rowOf(2, 3, 1, {1, 2, 4, 10, 20, 40})),
+      {4, 15, 37, -59, -48, -26});
 }
 
 TEST(Elementwise, whereTakesIntegersAmongFloats) {
