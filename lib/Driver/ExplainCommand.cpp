@@ -1,8 +1,61 @@
 //===- ExplainCommand.cpp - kvpc explain ------------------------------------------------------===//
+#include "lib/Driver/Build.h"
 #include "lib/Driver/Commands.h"
+#include "lib/Driver/Explanation.h"
+#include "lib/Driver/Shape.h"
+#include "lib/Driver/Source.h"
+
+#include "llvm/Support/FormatVariadic.h"
 
 using namespace kvpc;
+using namespace kvpc::driver;
+
+/// The shape that is asked for, else one of a usual model with a long prompt.
+static bool readCostShape(const llvm::opt::InputArgList &options, const BuildOptions &build,
+                          CostShape &out) {
+  bool narrow = !options.hasArg(OPT_dtype_EQ) || build.dtypes[0] == "bf16";
+  out.storageBytes = narrow ? 2 : 4;
+  if (!options.hasArg(OPT_shape_EQ))
+    return true;
+  auto shape = readShape(options);
+  if (!shape)
+    return false;
+  auto [batch, heads, groups, tokens, channels] = *shape;
+  out = {batch, heads, groups, tokens, channels, out.layers, out.storageBytes};
+  return true;
+}
 
 int driver::explainCommand(const llvm::opt::InputArgList &options) {
-  return failure("not there yet");
+  auto argument = onlyInput(options, "a program (.kv), a press of the library, or `-`");
+  if (!argument)
+    return kUsage;
+  BuildOptions build;
+  CostShape shape;
+  if (!readBuildOptions(options, build) || !readCostShape(options, build, shape))
+    return kUsage;
+  auto source = readSource(*argument);
+  if (!source)
+    return failure(llvm::toString(source.takeError()));
+  Session session;
+  CompileInput input;
+  if (!readCompileInput(options, *source, input))
+    return kUsage;
+  auto kvp = compileSource(options, *source, session, input);
+  if (!kvp)
+    return kFailure;
+  mlir::OwningOpRef<mlir::ModuleOp> plan = kvp->clone();
+  if (failed(toPlan(*plan, build)))
+    return kFailure;
+  llvm::json::Array all;
+  for (auto pipeline : plan->getOps<kvplan::PipelineOp>()) {
+    auto press = mlir::cast<kvp::PressOp>(kvp->lookupSymbol(pipeline.getSymName()));
+    Explanation explanation = explain(pipeline, press, shape);
+    if (options.hasArg(OPT_json))
+      all.push_back(toJson(explanation));
+    else
+      print(explanation, llvm::outs());
+  }
+  if (options.hasArg(OPT_json))
+    llvm::outs() << llvm::formatv("{0:2}\n", llvm::json::Value(std::move(all)));
+  return kSuccess;
 }

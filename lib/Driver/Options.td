@@ -58,8 +58,10 @@ def input : Separate<["--"], "input">, Alias<input_EQ>, Visibility<[RunOption]>;
 def output_EQ : Joined<["--"], "output=">, Visibility<[RunOption]>, MetaVarName<"<file>">,
   HelpText<"Write the results to a safetensors file">;
 def output : Separate<["--"], "output">, Alias<output_EQ>, Visibility<[RunOption]>;
-def shape_EQ : CommaJoined<["--"], "shape=">, Visibility<[RunOption]>, MetaVarName<"B,H,G,n,D">,
-  HelpText<"Without --input: batch, heads, groups, tokens and channels of random tensors">;
+def shape_EQ : CommaJoined<["--"], "shape=">, Visibility<[RunOption, ExplainOption]>,
+  MetaVarName<"B,H,G,n,D">,
+  HelpText<"Batch, heads, groups, tokens, channels: of random tensors in place of --input, or of the "
+           "call that costs are given for">;
 def seed_EQ : Joined<["--"], "seed=">, Visibility<[RunOption]>, MetaVarName<"<n>">,
   HelpText<"Seed of the random tensors (default: 0)">;
 def set_EQ : Joined<["--"], "set=">, Visibility<[RunOption]>, MetaVarName<"<name>=<value>">,

@@ -84,7 +84,9 @@ std::optional<runtime::Value> driver::parseValue(llvm::StringRef text) {
   text = text.trim();
   if (text == "true" || text == "false")
     return runtime::Value::ofBool(text == "true");
-  if (text.consume_front("drop(") && text.consume_back(")")) {
+  bool closed = text.ends_with(")");
+  if (closed && text.consume_front("drop(")) {
+    text = text.drop_back();
     double ratio;
     if (text.trim() == "nan")
       return runtime::Value::drop(std::numeric_limits<double>::quiet_NaN());
@@ -92,7 +94,8 @@ std::optional<runtime::Value> driver::parseValue(llvm::StringRef text) {
       return std::nullopt;
     return runtime::Value::drop(ratio);
   }
-  if (text.consume_front("keep(") && text.consume_back(")")) {
+  if (closed && text.consume_front("keep(")) {
+    text = text.drop_back();
     int64_t count;
     if (text.trim().getAsInteger(10, count))
       return std::nullopt;

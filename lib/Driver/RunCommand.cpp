@@ -3,6 +3,7 @@
 #include "lib/Driver/ModuleRun.h"
 #include "lib/Driver/Output.h"
 #include "lib/Driver/Program.h"
+#include "lib/Driver/Shape.h"
 
 #include "kvpc/Module.h"
 #include "llvm/Support/FileSystem.h"
@@ -97,21 +98,13 @@ int readArrays(const opt::InputArgList &options, const BoundProgram &bound, Arra
     arrays = std::move(*read);
     return kSuccess;
   }
-  std::vector<std::string> texts = options.getAllArgValues(OPT_shape_EQ);
-  std::vector<int64_t> shape(texts.size());
-  bool fits = texts.size() == 5;
-  int64_t product = 1;
-  for (size_t i = 0; fits && i < 5; ++i)
-    fits = readCount(texts[i], shape[i]) && shape[i] > 0 &&
-           !llvm::MulOverflow(product, shape[i], product) && product <= (int64_t(1) << 34);
-  if (!fits)
-    return usageError("`--shape=" + llvm::join(texts, ",") +
-                      "` is not five counts; need batch, heads, groups, tokens, channels, as in "
-                      "`--shape=1,8,4,4096,64`");
+  auto shape = readShape(options);
+  if (!shape)
+    return kUsage;
   int64_t seed = 0;
   if (!readOption(options, OPT_seed_EQ, "a count", seed, readCount))
     return kUsage;
-  auto made = syntheticArrays(summarize(bound.press), shape, seed);
+  auto made = syntheticArrays(summarize(bound.press), *shape, seed);
   if (!made)
     return failure(llvm::toString(made.takeError()));
   arrays = std::move(*made);

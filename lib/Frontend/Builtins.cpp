@@ -104,7 +104,8 @@ private:
     }
   };
 
-  template <typename... Args> Report fail(llvm::SMLoc loc, Diag id, Args &&...args) {
+  template <typename... Args>
+  Report fail(llvm::SMLoc loc, Diag id, Args &&...args) {
     ok = false;
     Report report{diagnostics, std::nullopt};
     if (diagnostics)
@@ -184,8 +185,7 @@ private:
       return true;
     auto report = fail(call.callee.loc(), Diag::ArgumentMissing, p.name, call.callee.text);
     if (p.kind == ArgumentKind::Rename)
-      report.note(call.callee.loc(),
-                  "write `" + call.callee.text.str() + "(from -> to)`");
+      report.note(call.callee.loc(), "write `" + call.callee.text.str() + "(from -> to)`");
     return false;
   }
 

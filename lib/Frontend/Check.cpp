@@ -15,9 +15,8 @@ using llvm::StringRef;
 //===------------------------------------------------------------------------------------------===//
 
 static const Statement *findLet(const Decl &decl, StringRef name) {
-  auto it = llvm::find_if(decl.statements, [&](const Statement &s) {
-    return s.isLet && s.name.text == name;
-  });
+  auto it = llvm::find_if(decl.statements,
+                          [&](const Statement &s) { return s.isLet && s.name.text == name; });
   return it == decl.statements.end() ? nullptr : &*it;
 }
 
@@ -171,8 +170,8 @@ private:
             note(diag, other.loc(), "first here");
           }
     }
-    bool number = p.type == ParamType::Int || p.type == ParamType::Float ||
-                  p.type == ParamType::Fraction;
+    bool number =
+        p.type == ParamType::Int || p.type == ParamType::Float || p.type == ParamType::Fraction;
     if (p.hasRange) {
       if (!number)
         diagnostics.error(p.rangeLoc, Diag::RangeType, p.name.text, spelling(p.type));
@@ -254,8 +253,7 @@ private:
       return note(diag, e.loc(),
                   "`" + text + "` is a " + spelling(callable->kind) + ": write `" + text + "()`");
     if (isKnownAxis(text))
-      return note(diag, e.loc(),
-                  "`" + text + "` is an axis; its index is `index(" + text + ")`");
+      return note(diag, e.loc(), "`" + text + "` is an axis; its index is `index(" + text + ")`");
     std::vector<StringRef> names(hostValues());
     for (auto &entry : visible)
       names.push_back(entry.getKey());
@@ -268,8 +266,8 @@ private:
     const Builtin *builtin = findBuiltin(name);
     if (builtin && builtin->methodOnly) {
       bool budget = builtin->id == BuiltinId::Of || builtin->id == BuiltinId::Share;
-      bool here = call.base && (!budget || isBudget(program, *call.base, decl) ||
-                                !program.find(name, file));
+      bool here = call.base &&
+                  (!budget || isBudget(program, *call.base, decl) || !program.find(name, file));
       if (!here)
         builtin = nullptr;
     }
@@ -366,8 +364,7 @@ private:
 /// Finds declarations that call themselves: programs are evaluated by inlining.
 class Cycles {
 public:
-  Cycles(Program &program, Diagnostics &diagnostics)
-      : program(program), diagnostics(diagnostics) {}
+  Cycles(Program &program, Diagnostics &diagnostics) : program(program), diagnostics(diagnostics) {}
 
   void visit(const Decl &d) {
     if (!done.insert(&d).second)
@@ -418,6 +415,8 @@ private:
       return;
     }
     auto diag = diagnostics.error(call.callee.loc(), Diag::Cycle, callee.name.text);
+    for (const Decl *d : path)
+      program.markBroken(*d);
     for (size_t i = begin - path.begin(); i + 1 < path.size(); ++i)
       diag.attachNote(diagnostics.location(calls[i]))
           << "`" << path[i]->name.text << "` calls `" << path[i + 1]->name.text << "` here";
@@ -439,7 +438,10 @@ bool kvpc::checkDeclarations(Program &program, const File &file, Diagnostics &di
   for (const Item &item : file.items) {
     if (!item.decl)
       continue;
+    unsigned errors = diagnostics.errorCount();
     checker.check(*item.decl);
+    if (diagnostics.errorCount() != errors)
+      program.markBroken(*item.decl);
     cycles.visit(*item.decl);
   }
   return diagnostics.errorCount() == before;

@@ -14,23 +14,24 @@ namespace {
 class Compilation {
 public:
   Compilation(mlir::MLIRContext *context, llvm::SourceMgr &sources, const CompileInput &input)
-      : context(context), diagnostics(context, sources), input(input),
-        program(diagnostics, input) {
+      : context(context), diagnostics(context, sources), input(input), program(diagnostics, input) {
     context->loadDialect<kvp::KvpDialect, mlir::arith::ArithDialect>();
   }
 
   bool load() {
-    bool ok = program.load();
-    if (!ok)
+    if (!program.load())
       return false;
+    bool ok = true;
     for (const File *file : program.ownFiles())
       ok &= checkDeclarations(program, *file, diagnostics);
-    return ok && readDefines();
+    ok &= readDefines();
+    if (!ok) // what the other declarations have to say
+      checkAll();
+    return ok;
   }
 
   mlir::OwningOpRef<mlir::ModuleOp> compile() {
-    auto module = mlir::ModuleOp::create(
-        mlir::FileLineColLoc::get(context, input.path, 1, 1));
+    auto module = mlir::ModuleOp::create(mlir::FileLineColLoc::get(context, input.path, 1, 1));
     mlir::OwningOpRef<mlir::ModuleOp> owner(module);
     std::vector<const Decl *> decls = exported();
     bool ok = !decls.empty();
@@ -46,19 +47,21 @@ public:
     return owner;
   }
 
+  bool check() { return checkAll() && definesUsed(); }
+
+private:
   bool checkAll() {
     bool ok = true;
     for (const Item &item : program.mainFile().items) {
-      if (!item.decl || item.decl->kind == DeclKind::Fn ||
+      if (!item.decl || item.decl->kind == DeclKind::Fn || program.isBroken(*item.decl) ||
           (!input.press.empty() && item.decl->name.text != input.press))
         continue;
       Export one(program, diagnostics, defines, *item.decl, /*assume=*/true);
       ok &= bool(one.run());
     }
-    return definesUsed() && ok;
+    return ok;
   }
 
-private:
   bool readDefines() {
     bool ok = true;
     for (const Define &d : input.defines) {
@@ -66,11 +69,11 @@ private:
       auto [first, second] = StringRef(d.name).split('.');
       read.name = second.empty() ? first : second;
       read.press = second.empty() ? "" : first;
-      StringRef text =
-          addSource(diagnostics.getSources(), "<-D " + d.name + ">", d.value);
+      StringRef text = addSource(diagnostics.getSources(), "<-D " + d.name + ">", d.value);
       read.value = parseExpression(text, program.commandLine(), diagnostics);
       ok &= read.value && checkDefine(d, read);
-      defines.push_back(read);
+      if (read.value)
+        defines.push_back(read);
     }
     return ok;
   }
@@ -185,9 +188,8 @@ private:
   }
 
   static std::string example(const Param &p) {
-    static constexpr StringRef values[] = {"8",         "0.5",        "true",
-                                           "0.5",       "'drop(0.5)'", "'snapkv()'",
-                                           "'chunkkv()'", ""};
+    static constexpr StringRef values[] = {"8",           "0.5",        "true",        "0.5",
+                                           "'drop(0.5)'", "'snapkv()'", "'chunkkv()'", ""};
     return ("-D " + p.name.text + "=" + values[static_cast<int>(p.type)]).str();
   }
 
@@ -207,8 +209,7 @@ mlir::OwningOpRef<mlir::ModuleOp> kvpc::compileToKvp(mlir::MLIRContext *context,
   return compilation.load() ? compilation.compile() : mlir::OwningOpRef<mlir::ModuleOp>();
 }
 
-bool kvpc::check(mlir::MLIRContext *context, llvm::SourceMgr &sources,
-                 const CompileInput &input) {
+bool kvpc::check(mlir::MLIRContext *context, llvm::SourceMgr &sources, const CompileInput &input) {
   Compilation compilation(context, sources, input);
-  return compilation.load() && compilation.checkAll();
+  return compilation.load() && compilation.check();
 }

@@ -51,7 +51,9 @@ mlir::InFlightDiagnostic Diagnostics::errorText(llvm::SMLoc place, Diag id,
 }
 
 StringRef kvpc::nearest(StringRef name, llvm::ArrayRef<StringRef> candidates) {
-  unsigned best = static_cast<unsigned>(name.size() + 2) / 3 + 1;
+  // A third of the letters may be wrong, but never all.
+  unsigned size = static_cast<unsigned>(name.size());
+  unsigned best = std::min((size + 2) / 3 + 1, size);
   StringRef found;
   for (StringRef candidate : candidates) {
     unsigned distance = name.edit_distance(candidate, /*AllowReplacements=*/true, best);

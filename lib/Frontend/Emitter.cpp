@@ -9,8 +9,8 @@ using namespace kvpc;
 using mlir::Location;
 using mlir::ValueRange;
 
-mlir::Value Emitter::insert(Location loc, llvm::StringRef name, ValueRange operands, mlir::Type type,
-                      llvm::ArrayRef<mlir::NamedAttribute> attributes) {
+mlir::Value Emitter::insert(Location loc, llvm::StringRef name, ValueRange operands,
+                            mlir::Type type, llvm::ArrayRef<mlir::NamedAttribute> attributes) {
   mlir::OperationState state(loc, name, operands, type, attributes);
   return unique(builder.create(state));
 }
@@ -54,7 +54,7 @@ mlir::Value Emitter::map(Location loc, kvp::Fn fn, ValueRange operands) {
 }
 
 mlir::Value Emitter::reduce(Location loc, kvp::Reduction kind, mlir::Value input,
-                      llvm::ArrayRef<llvm::StringRef> over, mlir::Value where) {
+                            llvm::ArrayRef<llvm::StringRef> over, mlir::Value where) {
   llvm::SmallVector<mlir::Value> operands{input};
   if (where)
     operands.push_back(where);

@@ -12,8 +12,7 @@ namespace kvpc {
 /// gives a null value.
 class Emitter {
 public:
-  Emitter(mlir::Block *block, mlir::MLIRContext *context)
-      : builder(context), block(block) {
+  Emitter(mlir::Block *block, mlir::MLIRContext *context) : builder(context), block(block) {
     builder.setInsertionPointToEnd(block);
   }
 
@@ -35,8 +34,8 @@ public:
     auto report = [&] { return mlir::emitError(loc); };
     if (llvm::is_contained(operands, mlir::Value()) ||
         mlir::failed(OpT::setPropertiesFromAttr(properties, dictionary, report)) ||
-        mlir::failed(OpT::inferReturnTypes(getContext(), loc, operands, dictionary, &properties,
-                                           {}, types)))
+        mlir::failed(
+            OpT::inferReturnTypes(getContext(), loc, operands, dictionary, &properties, {}, types)))
       return {};
     return insert(loc, OpT::getOperationName(), operands, types.front(), all);
   }

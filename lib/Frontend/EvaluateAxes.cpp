@@ -29,9 +29,8 @@ Value Evaluator::evaluateRename(const CallExpr &call, const Arguments &args, Env
     notImplemented(call.callee.loc(), "`rename(query -> token)`");
     llvm::SmallVector<kvp::AxisAttr> axes;
     for (kvp::AxisAttr a : x->type().getAxes())
-      axes.push_back(a.getName() == from
-                         ? axisAttr("token", kvp::AxisAttr::kDynamic, current.number())
-                         : a);
+      axes.push_back(
+          a.getName() == from ? axisAttr("token", kvp::AxisAttr::kDynamic, current.number()) : a);
     out.value = emitter.placeholder(
         loc, kvp::NamedTensorType::get(emitter.getContext(), axes, x->type().getElementType()),
         x->value);
@@ -39,8 +38,8 @@ Value Evaluator::evaluateRename(const CallExpr &call, const Arguments &args, Env
     return out;
   }
   auto rename = [&](mlir::Value v) {
-    return emitter.create<kvp::RenameOp>(
-        loc, v, {emitter.string("from", from), emitter.string("to", to)});
+    return emitter.create<kvp::RenameOp>(loc, v,
+                                         {emitter.string("from", from), emitter.string("to", to)});
   };
   out.value = rename(x->value);
   if (x->protect && llvm::cast<kvp::NamedTensorType>(x->protect.getType()).hasAxis(from))
@@ -67,8 +66,7 @@ std::optional<Tensor> Evaluator::partition(Tensor x, const PartInfo &info, mlir:
     if (info.to)
       operands.push_back(info.to);
     return emitter.create<kvp::PartitionOp>(
-        loc, operands, attributes,
-        llvm::SmallVector<int32_t>{1, bool(info.from), bool(info.to)});
+        loc, operands, attributes, llvm::SmallVector<int32_t>{1, bool(info.from), bool(info.to)});
   };
   Tensor out = x;
   out.input.reset();
@@ -344,7 +342,8 @@ Value Evaluator::evaluateExtent(const CallExpr &call, const Arguments &args, Env
   // A window of queries has fewer where the cache is shorter.
   if (kvp::AxisAttr a = type.getAxis(axis.text); a.isStatic() && axis.text != "query")
     return Host::number(Number::of(a.getExtent()));
-  auto value = emitter.createAs<kvp::ExtentOp>(loc, emitter.i64(), like, emitter.string("axis", axis.text));
+  auto value =
+      emitter.createAs<kvp::ExtentOp>(loc, emitter.i64(), like, emitter.string("axis", axis.text));
   return runtimeHost(Element::Int, value, "the extent of `" + axis.text.str() + "`");
 }
 

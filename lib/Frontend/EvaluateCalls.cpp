@@ -3,6 +3,7 @@
 #include "lib/Frontend/Evaluator.h"
 
 #include "llvm/ADT/ScopeExit.h"
+#include <cmath>
 
 using namespace kvpc;
 using llvm::cast;
@@ -11,7 +12,7 @@ using llvm::isa;
 using llvm::StringRef;
 
 /// Bounds on what inlining may grow to; no sensible program comes near.
-constexpr unsigned maxDepth = 1500, maxFrames = 64, maxSteps = 400000;
+constexpr unsigned maxDepth = 1500, maxFrames = 64, maxSteps = 100000;
 
 Value Evaluator::evaluate(const Expr &expr, Env &env) {
   if (captured)
@@ -112,8 +113,7 @@ Value Evaluator::fresh(const Tensor &tensor, const NameExpr &name, Env &env) {
 // Calls
 //===------------------------------------------------------------------------------------------===//
 
-void Evaluator::callee(const CallExpr &call, Env &env, const Builtin *&builtin,
-                       const Decl *&decl) {
+void Evaluator::callee(const CallExpr &call, Env &env, const Builtin *&builtin, const Decl *&decl) {
   builtin = findBuiltin(call.callee.text);
   decl = nullptr;
   if (builtin && !builtin->methodOnly)
@@ -277,7 +277,7 @@ Value Evaluator::evaluateBuiltin(const CallExpr &call, const Builtin &builtin, E
 
 std::shared_ptr<Env> Evaluator::enter(const CallExpr &call, const Decl &decl, Env &env) {
   Arguments args;
-  if (!bindArguments(call, decl, nullptr, args))
+  if (program.isBroken(decl) || !bindArguments(call, decl, nullptr, args))
     return nullptr;
   auto inner = std::make_shared<Env>();
   inner->decl = &decl;
@@ -287,8 +287,8 @@ std::shared_ptr<Env> Evaluator::enter(const CallExpr &call, const Decl &decl, En
   blank->file = decl.file;
   for (auto [i, p] : llvm::enumerate(decl.params)) {
     bool given = args.values[i];
-    inner->values[p.name.text] = parameter(p, decl, given ? *args.values[i] : *p.defaultValue,
-                                           given ? outer : blank);
+    inner->values[p.name.text] =
+        parameter(p, decl, given ? *args.values[i] : *p.defaultValue, given ? outer : blank);
   }
   return inner;
 }
@@ -297,8 +297,8 @@ bool Evaluator::statements(const Decl &decl, Env &env) {
   for (const Statement &s : decl.statements) {
     if (s.isLet) {
       if (kindOf(program, *s.value, &decl, *decl.file) == ExprKind::Press) {
-        env.values[s.name.text] = PressRef{
-            close(*s.value, std::make_shared<Env>(env), "`" + s.name.text.str() + "`")};
+        env.values[s.name.text] =
+            PressRef{close(*s.value, std::make_shared<Env>(env), "`" + s.name.text.str() + "`")};
         continue;
       }
       env.values[s.name.text] = evaluate(*s.value, env);
@@ -385,13 +385,26 @@ Value Evaluator::weightParameter(const Param &param, const Decl &decl, const Exp
     if (axis.text != "layer")
       wanted.push_back(axis.text);
   if (wanted.empty() && value.as<Host>())
-    return value;
+    return param.type == ParamType::Bool ? value : hostParameter(param, decl, expr, value);
   auto *tensor = value.as<Tensor>();
   if (tensor && !wanted.empty() && tensor->type().getAxes().size() == wanted.size() &&
       llvm::all_of(wanted, [&](StringRef axis) { return tensor->has(axis); }))
     return value;
   std::string axes = wanted.empty() ? "a number" : "a tensor over " + quoteList(wanted);
   return typeError(expr, subject, axes, value);
+}
+
+/// "at least 1 and at most 64".
+static std::string rangeText(const Range &range) {
+  auto tidy = [](double x) {
+    return x == std::floor(x) && std::fabs(x) < 1e15 ? std::to_string(int64_t(x))
+                                                     : llvm::formatv("{0}", x).str();
+  };
+  std::string text = range.low ? "at least " + tidy(*range.low) : "";
+  if (range.high)
+    text += (text.empty() ? "" : " and ") + std::string(range.open ? "less than " : "at most ") +
+            tidy(*range.high);
+  return text;
 }
 
 Value Evaluator::hostParameter(const Param &param, const Decl &decl, const Expr &expr,
@@ -418,15 +431,7 @@ Value Evaluator::hostParameter(const Param &param, const Decl &decl, const Expr 
     range.low = std::max(bound(param.low), range.low.value_or(bound(param.low)));
   if (param.high && !(range.high && *range.high <= bound(param.high)))
     range.high = bound(param.high), range.open = false;
-  std::string text = (range.low ? llvm::formatv("{0}", *range.low).str() : "") + ".." +
-                     (range.high ? llvm::formatv("{0}", *range.high).str() : "");
-  auto tidy = [](const std::optional<double> &x) {
-    if (!x)
-      return std::string();
-    return *x == std::floor(*x) && std::fabs(*x) < 1e15 ? std::to_string(int64_t(*x))
-                                                       : llvm::formatv("{0}", *x).str();
-  };
-  text = tidy(range.low) + ".." + tidy(range.high) + (range.open ? ", less than it" : "");
+  std::string text = rangeText(range);
   if (host.known && !range.contains(host.known->real)) {
     error(expr.loc(), Diag::ArgumentRange, subject, text, expr.text())
         .note(param.loc(), "declared here");
@@ -437,7 +442,7 @@ Value Evaluator::hostParameter(const Param &param, const Decl &decl, const Expr 
     mlir::Location loc = at(expr);
     auto check = [&](kvp::Fn fn, Host a, Host b) {
       Host holds = mapHost(fn, {a, b}, loc);
-      emitter.require(loc, get(holds, loc), subject + " must be in " + text);
+      emitter.require(loc, get(holds, loc), subject + " must be " + text);
     };
     if (range.low)
       check(kvp::Fn::Le, Host::number(Number::of(*range.low)), host);
@@ -454,8 +459,8 @@ Value Evaluator::hostParameter(const Param &param, const Decl &decl, const Expr 
 // Closures
 //===------------------------------------------------------------------------------------------===//
 
-/// Evaluates the arguments of calls inside a score or press argument where it is written. Stages are
-/// evaluated where they are used, and so are their arguments.
+/// Evaluates the arguments of calls inside a score or press argument where it is written. Stages
+/// are evaluated where they are used, and so are their arguments.
 void Evaluator::capture(const Expr &expr, Env &env, Closure &closure) {
   if (auto *paren = dyn_cast<ParenExpr>(&expr))
     return capture(*paren->inner, env, closure);
@@ -479,8 +484,8 @@ void Evaluator::capture(const Expr &expr, Env &env, Closure &closure) {
   }
   for (auto [i, p] : llvm::enumerate(decl->params)) {
     const Expr *arg = args.values[i];
-    bool scalar = p.type != ParamType::Score && p.type != ParamType::Press &&
-                  p.type != ParamType::Tensor;
+    bool scalar =
+        p.type != ParamType::Score && p.type != ParamType::Press && p.type != ParamType::Tensor;
     if (arg && scalar && p.axes.empty())
       closure.captured[arg] = std::make_shared<Value>(evaluate(*arg, env));
     else if (arg)
@@ -519,11 +524,11 @@ std::shared_ptr<Closure> Evaluator::close(const Expr &expr, std::shared_ptr<Env>
 Value Evaluator::evaluateScore(const Closure &closure, llvm::SMLoc use) {
   Value value;
   if (!closure.expr) {
-    auto type = kvp::NamedTensorType::get(
-        emitter.getContext(),
-        {axisAttr("head", kvp::AxisAttr::kDynamic, 0),
-         axisAttr("token", kvp::AxisAttr::kDynamic, current.number())},
-        emitter.attributes().getF32Type());
+    auto type =
+        kvp::NamedTensorType::get(emitter.getContext(),
+                                  {axisAttr("head", kvp::AxisAttr::kDynamic, 0),
+                                   axisAttr("token", kvp::AxisAttr::kDynamic, current.number())},
+                                  emitter.attributes().getF32Type());
     Tensor any;
     any.value = emitter.placeholder(at(use), type);
     return any;

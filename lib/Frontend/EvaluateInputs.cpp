@@ -151,10 +151,10 @@ Value Evaluator::evaluateDot(const CallExpr &call, bool cosine, const Arguments 
     };
     mlir::Value norms = mapTensor(Fn::Mul, {norm(*x), norm(*y)}, loc);
     mlir::Value zero = emitter.constant(loc, Number::of(0.0));
-    out->value = mapTensor(Fn::Where,
-                           {mapTensor(Fn::Eq, {norms, zero}, loc), zero,
-                            mapTensor(Fn::Div, {out->value, norms}, loc)},
-                           loc);
+    out->value = mapTensor(
+        Fn::Where,
+        {mapTensor(Fn::Eq, {norms, zero}, loc), zero, mapTensor(Fn::Div, {out->value, norms}, loc)},
+        loc);
   }
   refuseAllQueries(out->type(), call.callee.loc());
   return *out;
@@ -197,7 +197,8 @@ Value Evaluator::evaluateAttention(const CallExpr &call, bool softmax, const Arg
     return Poison();
   refuseAllQueries(out->type(), call.callee.loc());
   mlir::Location loc = at(call.callee.loc());
-  out->value = mapTensor(Fn::Mul, {out->value, emitter.createAs<kvp::ScaleOp>(loc, emitter.f64(), {})}, loc);
+  out->value =
+      mapTensor(Fn::Mul, {out->value, emitter.createAs<kvp::ScaleOp>(loc, emitter.f64(), {})}, loc);
   Where where = whereOf(args.values[2], *out, call, "token", env);
   if (where.failed)
     return Poison();
@@ -208,12 +209,11 @@ Value Evaluator::evaluateAttention(const CallExpr &call, bool softmax, const Arg
     llvm::SmallVector<mlir::Value> operands{out->value};
     if (admitted)
       operands.push_back(admitted);
-    out->value =
-        emitter.create<kvp::SoftmaxOp>(loc, operands, emitter.string("axis", "token"));
+    out->value = emitter.create<kvp::SoftmaxOp>(loc, operands, emitter.string("axis", "token"));
   } else if (admitted) {
     double low = -std::numeric_limits<double>::infinity();
-    out->value = mapTensor(
-        Fn::Where, {admitted, out->value, emitter.constant(loc, Number::of(low))}, loc);
+    out->value =
+        mapTensor(Fn::Where, {admitted, out->value, emitter.constant(loc, Number::of(low))}, loc);
   }
   return out->value ? Value(*out) : Poison();
 }
@@ -253,8 +253,8 @@ Value Evaluator::evaluateMatrix(const CallExpr &call, BuiltinId id, const Argume
   };
   if (id == BuiltinId::Eye) {
     StringRef name = args.axes.front().text;
-    kvp::AxisAttr a = axisAttr(name, kvp::AxisAttr::kDynamic,
-                               kvp::isCacheAxis(name) ? current.number() : 0);
+    kvp::AxisAttr a =
+        axisAttr(name, kvp::AxisAttr::kDynamic, kvp::isCacheAxis(name) ? current.number() : 0);
     // The extent is that of the values it meets.
     Tensor out = make({a, a.withName((name + "'").str())});
     if (name == "channel" && current.last("channel"))
@@ -307,8 +307,8 @@ Value Evaluator::evaluateRandom(const CallExpr &call, bool gaussian, const Argum
       error(item.axis.loc(), Diag::AxisTwice, name);
       return Poison();
     }
-    bool drawn = name == "head" || name == "token" || name == "channel" ||
-                 (name == "gone" && beforeUpdate);
+    bool drawn =
+        name == "head" || name == "token" || name == "channel" || (name == "gone" && beforeUpdate);
     int64_t extent = kvp::AxisAttr::kDynamic;
     if (item.size && (drawn || isKnownAxis(name))) {
       error(item.axis.loc(), Diag::AxisSized, name);
@@ -332,8 +332,9 @@ Value Evaluator::evaluateRandom(const CallExpr &call, bool gaussian, const Argum
   Tensor out;
   if (gaussian || gone) {
     notImplemented(call.callee.loc(), gaussian ? "`gaussian`" : "`uniform` over these axes");
-    out.value = emitter.placeholder(
-        loc, kvp::NamedTensorType::get(emitter.getContext(), axes, emitter.attributes().getF32Type()));
+    out.value =
+        emitter.placeholder(loc, kvp::NamedTensorType::get(emitter.getContext(), axes,
+                                                           emitter.attributes().getF32Type()));
     return out;
   }
   out.value = emitter.create<kvp::UniformOp>(

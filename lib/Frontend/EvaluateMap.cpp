@@ -13,7 +13,7 @@ using llvm::StringRef;
 
 static std::string extentText(kvp::AxisAttr axis) {
   if (axis.isStatic())
-    return std::to_string(axis.getExtent());
+    return std::to_string(axis.getExtent()) + " entries";
   return axis.getName() == "query" ? "all of the pass" : "as many as the call says";
 }
 
@@ -157,8 +157,7 @@ static std::optional<bool> wantsCondition(Fn fn, size_t operand) {
   }
 }
 
-Value Evaluator::mapValues(Fn fn, llvm::ArrayRef<Operand> operands, llvm::SMLoc loc,
-                           StringRef op) {
+Value Evaluator::mapValues(Fn fn, llvm::ArrayRef<Operand> operands, llvm::SMLoc loc, StringRef op) {
   std::string quoted = "`" + op.str() + "`";
   for (const Operand &o : operands)
     if (o.value.isPoison())
@@ -289,8 +288,7 @@ Value Evaluator::evaluateBinary(const BinaryExpr &binary, Env &env) {
   return mapValues(fn, {a, b}, binary.op.loc(), op);
 }
 
-Value Evaluator::evaluateElementwise(const CallExpr &call, Fn fn, const Arguments &args,
-                                     Env &env) {
+Value Evaluator::evaluateElementwise(const CallExpr &call, Fn fn, const Arguments &args, Env &env) {
   llvm::SmallVector<Operand, 1> operands;
   for (const Expr *e : args.values)
     operands.push_back({e, evaluate(*e, env)});

@@ -31,8 +31,8 @@ bool Evaluator::hasAxis(const Tensor &tensor, Name axis, const Expr &expr) {
   if (tensor.has(axis.text) || (axis.text == "head" && tensor.repeated))
     return true;
   std::string axes = axesText(tensor);
-  auto report = error(axis.loc(), Diag::AxisUnknown, axis.text, shown(expr),
-                      axes.empty() ? "no axes" : axes);
+  auto report =
+      error(axis.loc(), Diag::AxisUnknown, axis.text, shown(expr), axes.empty() ? "no axes" : axes);
   llvm::SmallVector<StringRef> names;
   for (kvp::AxisAttr a : tensor.type().getAxes())
     names.push_back(a.getName());
@@ -226,8 +226,7 @@ Value Evaluator::evaluateAlong(const CallExpr &call, BuiltinId id, const Argumen
   return out.value ? Value(out) : Poison();
 }
 
-Value Evaluator::evaluatePool(const CallExpr &call, BuiltinId id, const Arguments &args,
-                              Env &env) {
+Value Evaluator::evaluatePool(const CallExpr &call, BuiltinId id, const Arguments &args, Env &env) {
   auto x = tensorOperand(*args.values[0], env, call.callee.text, false);
   auto size = staticInt(*args.values[2], env, call, "size", 1);
   Name axis = args.axes.front();
@@ -251,9 +250,8 @@ Value Evaluator::evaluatePool(const CallExpr &call, BuiltinId id, const Argument
                                                      emitter.integer("size", *size)};
   Tensor out = *x;
   out.input.reset();
-  out.value = id == BuiltinId::AvgPool
-                  ? emitter.create<kvp::AvgPoolOp>(loc, operands, attributes)
-                  : emitter.create<kvp::MaxPoolOp>(loc, operands, attributes);
+  out.value = id == BuiltinId::AvgPool ? emitter.create<kvp::AvgPoolOp>(loc, operands, attributes)
+                                       : emitter.create<kvp::MaxPoolOp>(loc, operands, attributes);
   return out.value ? Value(out) : Poison();
 }
 
@@ -278,8 +276,8 @@ Value Evaluator::evaluateRank(const CallExpr &call, const Arguments &args, Env &
   out.input.reset();
   out.protect = {};
   if (over.empty()) {
-    out.value = emitter.placeholder(
-        loc, x->type().withElement(emitter.attributes().getI64Type()), x->value);
+    out.value = emitter.placeholder(loc, x->type().withElement(emitter.attributes().getI64Type()),
+                                    x->value);
     return out;
   }
   Where where = whereOf(args.values.back(), *x, *args.values[0], over.front(), env);
@@ -317,8 +315,7 @@ Value Evaluator::evaluateSort(const CallExpr &call, const Arguments &args, Env &
   Tensor out = *x;
   out.input.reset();
   out.value = emitter.create<kvp::SortOp>(
-      loc, operands,
-      {emitter.string("axis", args.from.text), emitter.string("to", args.to.text)});
+      loc, operands, {emitter.string("axis", args.from.text), emitter.string("to", args.to.text)});
   return out.value ? Value(out) : Poison();
 }
 

@@ -42,10 +42,10 @@ Value Evaluator::evaluateBudget(const CallExpr &call, bool keep, const Arguments
   Range fraction{0.0, 1.0, /*open=*/true};
   if (!keep && !host->known && !(host->range && host->range->within(fraction))) {
     Host zero = Host::number(Number::of(0.0)), one = Host::number(Number::of(1.0));
-    Host holds = mapHost(Fn::And,
-                         {mapHost(Fn::Le, {zero, budget.amount}, loc),
-                          mapHost(Fn::Lt, {budget.amount, one}, loc)},
-                         loc);
+    Host holds = mapHost(
+        Fn::And,
+        {mapHost(Fn::Le, {zero, budget.amount}, loc), mapHost(Fn::Lt, {budget.amount, one}, loc)},
+        loc);
     emitter.require(loc, holds.value, "`drop` takes a fraction, at least 0 and less than 1");
   }
   return budget;
@@ -54,7 +54,8 @@ Value Evaluator::evaluateBudget(const CallExpr &call, bool keep, const Arguments
 mlir::Value Evaluator::budgetValue(const Budget &budget, mlir::Location loc) {
   if (budget.kind == Budget::Kind::Runtime)
     return budget.value;
-  return emitter.createAs<kvp::BudgetOp>(loc, kvp::BudgetType::get(emitter.getContext()), get(budget.amount, loc));
+  return emitter.createAs<kvp::BudgetOp>(loc, kvp::BudgetType::get(emitter.getContext()),
+                                         get(budget.amount, loc));
 }
 
 static std::string budgetReason(const Budget &budget) {
@@ -62,7 +63,8 @@ static std::string budgetReason(const Budget &budget) {
 }
 
 Host Evaluator::budgetOf(const Budget &budget, const Host &n, mlir::Location loc) {
-  auto value = emitter.createAs<kvp::BudgetOfOp>(loc, emitter.i64(), {budgetValue(budget, loc), get(n, loc)});
+  auto value = emitter.createAs<kvp::BudgetOfOp>(loc, emitter.i64(),
+                                                 {budgetValue(budget, loc), get(n, loc)});
   Host out = runtimeHost(Element::Int, value, n.runtime.empty() ? budgetReason(budget) : n.runtime);
   out.perLayer = n.perLayer || budget.amount.perLayer;
   return out;
@@ -84,16 +86,17 @@ Value Evaluator::evaluateBudgetMethod(const CallExpr &call, bool share, const Ar
   if (budget->amounts) {
     notImplemented(call.callee.loc(), "a budget from data");
     return runtimeHost(share ? Element::Float : Element::Int,
-                       emitter.placeholder(loc, share ? mlir::Type(emitter.attributes().getF64Type())
-                                                      : emitter.attributes().getI64Type()),
+                       emitter.placeholder(loc, share
+                                                    ? mlir::Type(emitter.attributes().getF64Type())
+                                                    : emitter.attributes().getI64Type()),
                        "a budget from data");
   }
   if (!share)
     return budgetOf(*budget, *n, loc);
-  auto amount =
-      emitter.createAs<kvp::BudgetShareOp>(loc, emitter.f64(), {budgetValue(*budget, loc), get(*n, loc)});
-  Host out = runtimeHost(Element::Float, amount,
-                         n->runtime.empty() ? budgetReason(*budget) : n->runtime);
+  auto amount = emitter.createAs<kvp::BudgetShareOp>(loc, emitter.f64(),
+                                                     {budgetValue(*budget, loc), get(*n, loc)});
+  Host out =
+      runtimeHost(Element::Float, amount, n->runtime.empty() ? budgetReason(*budget) : n->runtime);
   out.perLayer = n->perLayer || budget->amount.perLayer;
   return out;
 }
@@ -129,8 +132,8 @@ bool Evaluator::apply(const Expr &whole, Env &env) {
 bool Evaluator::applyClosure(const Closure &closure, llvm::SMLoc use) {
   if (!closure.expr) // any press: say, one that chooses tokens for each head
     return selected(use, "topk", "token", /*perHead=*/true,
-                    emitter.placeholder(at(use), kvp::CacheType::get(emitter.getContext(),
-                                                                     current.number() + 1))),
+                    emitter.placeholder(
+                        at(use), kvp::CacheType::get(emitter.getContext(), current.number() + 1))),
            true;
   auto *outer = std::exchange(captured, &closure.captured);
   bool ok = apply(*closure.expr, *closure.env);
@@ -190,8 +193,7 @@ void Evaluator::selected(llvm::SMLoc loc, StringRef by, StringRef axis, bool per
 // topk and mask
 //===------------------------------------------------------------------------------------------===//
 
-StringRef Evaluator::elementAxis(const Tensor &score, llvm::SMLoc loc,
-                                 const std::string &subject) {
+StringRef Evaluator::elementAxis(const Tensor &score, llvm::SMLoc loc, const std::string &subject) {
   StringRef found;
   auto leftOver = [&](StringRef axis) {
     error(loc, Diag::ScoreAxes, subject, axesText(score), axis)
@@ -316,24 +318,26 @@ bool Evaluator::select(Tensor score, const Budget &budget, llvm::SMLoc loc,
   if (budget.amounts)
     unfinished("`keep` of counts from data");
   if (!implemented) {
-    selected(loc, "topk", axis == "channel" ? "channel" : "token", perHead,
-             emitter.placeholder(at, kvp::CacheType::get(emitter.getContext(),
-                                                         current.number() + 1)));
+    selected(
+        loc, "topk", axis == "channel" ? "channel" : "token", perHead,
+        emitter.placeholder(at, kvp::CacheType::get(emitter.getContext(), current.number() + 1)));
     return true;
   }
   // How many there are, and how many stay.
-  Host n = axis == "token"     ? dim(kvp::Dim::Length, at)
-           : axis == "channel" ? dim(kvp::Dim::Channels, at)
-                               : runtimeHost(Element::Int,
-                                             emitter.createAs<kvp::ExtentOp>(
-                                                 at, emitter.i64(), score.value, emitter.string("axis", axis)),
-                                             "`length`");
+  Host n = axis == "token" ? dim(kvp::Dim::Length, at)
+           : axis == "channel"
+               ? dim(kvp::Dim::Channels, at)
+               : runtimeHost(Element::Int,
+                             emitter.createAs<kvp::ExtentOp>(at, emitter.i64(), score.value,
+                                                             emitter.string("axis", axis)),
+                             "`length`");
   Host count = budgetOf(budget, n, at);
   if (axis == "part" && budget.kind != Budget::Kind::Drop) {
     // `keep` counts tokens, in whole runs.
     mlir::Value raw = budgetValue(budget, at);
-    Host tokens = runtimeHost(Element::Float,
-                              emitter.createAs<kvp::BudgetShareOp>(at, emitter.f64(), {raw, get(n, at)}), "");
+    Host tokens =
+        runtimeHost(Element::Float,
+                    emitter.createAs<kvp::BudgetShareOp>(at, emitter.f64(), {raw, get(n, at)}), "");
     Host size = Host::number(Number::of(score.part->size));
     Host whole = mapHost(Fn::Int, mapHost(Fn::Div, {tokens, size}, at), at);
     whole = mapHost(Fn::Maximum, {whole, Host::number(Number::of(int64_t(1)))}, at);
@@ -341,8 +345,8 @@ bool Evaluator::select(Tensor score, const Budget &budget, llvm::SMLoc loc,
     if (budget.kind == Budget::Kind::Keep) {
       count = whole;
     } else {
-      Host isDrop =
-          runtimeHost(Element::Bool, emitter.createAs<kvp::BudgetIsDropOp>(at, emitter.i1(), raw), "");
+      Host isDrop = runtimeHost(Element::Bool,
+                                emitter.createAs<kvp::BudgetIsDropOp>(at, emitter.i1(), raw), "");
       count = mapHost(Fn::Where, {isDrop, count, whole}, at);
     }
   }
@@ -423,8 +427,7 @@ bool Evaluator::applyPhase(const CallExpr &call, const Builtin &builtin, const A
     error(call.callee.loc(), Diag::PhaseNested, builtin.name, outer);
     return false;
   }
-  if (builtin.id == BuiltinId::Decode &&
-      !staticInt(*args.values[1], env, call, "every", 1))
+  if (builtin.id == BuiltinId::Decode && !staticInt(*args.values[1], env, call, "every", 1))
     return false;
   if (builtin.id != BuiltinId::Prefill)
     notImplemented(call.callee.loc(), "`" + builtin.name + "`");

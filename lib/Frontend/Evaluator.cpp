@@ -95,8 +95,7 @@ std::string Evaluator::describe(const Value &value) {
   return value.as<PressRef>() ? "a press" : "a score";
 }
 
-Value Evaluator::typeError(const Expr &operand, StringRef op, StringRef wanted,
-                           const Value &got) {
+Value Evaluator::typeError(const Expr &operand, StringRef op, StringRef wanted, const Value &got) {
   if (!got.isPoison())
     error(operand.loc(), Diag::Type, op, wanted, shown(operand), describe(got));
   return Poison();
@@ -151,8 +150,8 @@ std::optional<Number> Evaluator::fold(kvp::Fn fn, llvm::ArrayRef<Number> in, Ele
     return Number::of(kvp::evaluateFloat(fn, reals));
   if (llvm::any_of(in, [](const Number &n) { return n.element == Element::Float; }))
     return Number::of(kvp::floatToInt(fn, reals[0]));
-  return Number::of(kvp::evaluateInt(
-      fn, llvm::map_to_vector(in, [](const Number &n) { return n.integer; })));
+  return Number::of(
+      kvp::evaluateInt(fn, llvm::map_to_vector(in, [](const Number &n) { return n.integer; })));
 }
 
 Host Evaluator::mapHost(kvp::Fn fn, llvm::ArrayRef<Host> operands, mlir::Location loc) {

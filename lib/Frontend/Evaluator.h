@@ -57,8 +57,7 @@ public:
   void runFn(const Decl &decl, std::shared_ptr<Env> env);
 
   /// The value of a parameter: `expr` as written in `env`, converted and checked.
-  Value parameter(const Param &param, const Decl &decl, const Expr &expr,
-                  std::shared_ptr<Env> env);
+  Value parameter(const Param &param, const Decl &decl, const Expr &expr, std::shared_ptr<Env> env);
   /// Tells what is not implemented, unless errors were told already.
   bool finish();
 
@@ -91,7 +90,8 @@ private:
   };
   friend class Report;
 
-  template <typename... Args> Report error(llvm::SMLoc loc, Diag id, Args &&...args) {
+  template <typename... Args>
+  Report error(llvm::SMLoc loc, Diag id, Args &&...args) {
     Report report(*this, loc);
     std::string text =
         llvm::formatv(false, diagnosticFormat(id), std::forward<Args>(args)...).str();
@@ -130,8 +130,7 @@ private:
   std::shared_ptr<Closure> close(const Expr &expr, std::shared_ptr<Env> env, std::string subject);
   Value evaluateScore(const Closure &closure, llvm::SMLoc use);
   Value hostParameter(const Param &param, const Decl &decl, const Expr &expr, const Value &value);
-  Value weightParameter(const Param &param, const Decl &decl, const Expr &expr,
-                        const Value &value);
+  Value weightParameter(const Param &param, const Decl &decl, const Expr &expr, const Value &value);
   /// A tensor of an earlier state of the cache is refused.
   Value fresh(const Tensor &tensor, const NameExpr &name, Env &env);
   Value restated(Tensor tensor, mlir::Location loc);
@@ -167,8 +166,7 @@ private:
   Value evaluateWhere(const CallExpr &call, const Arguments &args, Env &env);
   Value evaluateClamp(const CallExpr &call, const Arguments &args, Env &env);
   Value evaluateElementwise(const CallExpr &call, kvp::Fn fn, const Arguments &args, Env &env);
-  void protectResult(kvp::Fn fn, llvm::ArrayRef<Operand> operands, Tensor &out,
-                     mlir::Location loc);
+  void protectResult(kvp::Fn fn, llvm::ArrayRef<Operand> operands, Tensor &out, mlir::Location loc);
   bool compareProtected(kvp::Fn fn, llvm::ArrayRef<Operand> operands, Tensor &out,
                         mlir::Location loc);
   /// Whether two tensors may meet; reports where they may not.
@@ -185,8 +183,7 @@ private:
   /// A condition over `axis` of `like` that always holds.
   mlir::Value always(mlir::Value like, llvm::StringRef axis, mlir::Location loc);
   /// The host scalar over `axis` of `like`.
-  mlir::Value spread(const Host &host, mlir::Value like, llvm::StringRef axis,
-                     mlir::Location loc);
+  mlir::Value spread(const Host &host, mlir::Value like, llvm::StringRef axis, mlir::Location loc);
   /// A repeated score with its head axis.
   Tensor materialize(Tensor tensor, mlir::Location loc);
   /// The tensor over the axes of `other` too.
@@ -210,8 +207,7 @@ private:
   bool refuseMisaligned(const Tensor &tensor, const CallExpr &call, Name axis,
                         llvm::ArrayRef<Name> beside);
 
-  Value evaluateReduce(const CallExpr &call, kvp::Reduction kind, const Arguments &args,
-                       Env &env);
+  Value evaluateReduce(const CallExpr &call, kvp::Reduction kind, const Arguments &args, Env &env);
   Value reduceTensor(kvp::Reduction kind, Tensor x, llvm::ArrayRef<llvm::StringRef> over,
                      mlir::Value where, mlir::Location loc);
   Value evaluateAlong(const CallExpr &call, BuiltinId id, const Arguments &args, Env &env);
@@ -236,8 +232,7 @@ private:
   //===----------------------------------------------------------------------------------------===//
 
   Value hostValue(const NameExpr &name);
-  Tensor input(kvp::Input kind, mlir::Value cache, std::optional<int64_t> last,
-               mlir::Location loc);
+  Tensor input(kvp::Input kind, mlir::Value cache, std::optional<int64_t> last, mlir::Location loc);
   Value evaluateLast(const CallExpr &call, const Arguments &args, Env &env);
   Value evaluateUnrotated(const CallExpr &call, const Arguments &args, Env &env);
   Value evaluateDot(const CallExpr &call, bool cosine, const Arguments &args, Env &env);
@@ -291,7 +286,7 @@ private:
   bool insideDropped = false;             // of its argument, seen in that state
   llvm::SmallVector<Frame, 8> frames;
   const llvm::DenseMap<const Expr *, std::shared_ptr<Value>> *captured = nullptr;
-  llvm::StringRef phase;                   // prefill, decode, probe
+  llvm::StringRef phase;                      // prefill, decode, probe
   llvm::SmallVector<llvm::StringRef, 2> runs; // each, scan
   struct Reuse {
     int64_t layers = 0;

@@ -12,8 +12,8 @@ struct Export::Round {
   Round(Export &e, mlir::MLIRContext *context)
       : env(std::make_shared<Env>()), blank(std::make_shared<Env>()) {
     mlir::OpBuilder builder(context);
-    op = kvp::PressOp::create(builder, e.diagnostics.location(e.decl.name.loc()),
-                              e.decl.name.text, spelling(e.decl.kind), /*doc=*/mlir::StringAttr(),
+    op = kvp::PressOp::create(builder, e.diagnostics.location(e.decl.name.loc()), e.decl.name.text,
+                              spelling(e.decl.kind), /*doc=*/mlir::StringAttr(),
                               builder.getArrayAttr({}));
     block = &op->getBody().emplaceBlock();
     cache = block->addArgument(kvp::CacheType::get(context, 0), op->getLoc());
@@ -222,10 +222,10 @@ bool Export::bindOne(Round &round, unsigned index, const Param &p) {
   if (assume && !known) {
     // Any number in the range; what decides a shape must be some number.
     double low = p.low ? llvm::cast<NumberExpr>(p.low)->real : 1;
-    host.guess = host.element == Element::Int     ? Number::of(std::max<int64_t>(low, 1))
-                 : host.element == Element::Bool  ? Number::of(true)
+    host.guess = host.element == Element::Int    ? Number::of(std::max<int64_t>(low, 1))
+                 : host.element == Element::Bool ? Number::of(true)
                  : p.type == ParamType::Fraction ? Number::of(0.5)
-                                                  : Number::of(low);
+                                                 : Number::of(low);
     if (statics.count(index) || host.element == Element::Bool) {
       host.known = host.guess;
       round.env->values[p.name.text] = host;
@@ -262,15 +262,14 @@ bool Export::bindRuntime(Round &round) {
     Host host;
     bool integer = p.type == ParamType::Int || p.type == ParamType::Bool;
     host.element = integer ? Element::Int : Element::Float;
-    host.value = round.block->addArgument(
-        integer ? mlir::Type(b.getI64Type()) : b.getF64Type(), diagnostics.location(p.loc()));
+    host.value = round.block->addArgument(integer ? mlir::Type(b.getI64Type()) : b.getF64Type(),
+                                          diagnostics.location(p.loc()));
     host.runtime = "`" + p.name.text.str() + "`";
     host.perLayer = true;
     if (p.type == ParamType::Fraction)
       host.range = Range{0.0, 1.0, /*open=*/true};
     if (p.type == ParamType::Bool) {
-      mlir::Value zero =
-          round.emitter->constant(host.value.getLoc(), Number::of(int64_t(0)));
+      mlir::Value zero = round.emitter->constant(host.value.getLoc(), Number::of(int64_t(0)));
       host.value = round.emitter->map(host.value.getLoc(), kvp::Fn::Ne, {host.value, zero});
       host.element = Element::Bool;
     }
@@ -375,8 +374,8 @@ bool Export::evaluate(Round &round) {
     budget = bindScoreBudget(round);
   bindWeights(round);
   Evaluator &evaluator = *round.evaluator;
-  bool ok = isScore ? evaluator.runScore(decl, round.env, budget)
-                    : evaluator.runPress(decl, round.env);
+  bool ok =
+      isScore ? evaluator.runScore(decl, round.env, budget) : evaluator.runPress(decl, round.env);
   ok = evaluator.finish() && ok;
   if (!ok)
     return false;

@@ -22,8 +22,7 @@ public:
   /// checked by itself.
   Export(Program &program, Diagnostics &diagnostics, std::vector<ReadDefine> &defines,
          const Decl &decl, bool assume)
-      : program(program), diagnostics(diagnostics), defines(defines), decl(decl),
-        assume(assume) {}
+      : program(program), diagnostics(diagnostics), defines(defines), decl(decl), assume(assume) {}
 
   /// The parameters that keep it from being exported: without default and -D. A run-time parameter
   /// counts unless `allowRuntime`.

@@ -31,8 +31,8 @@ struct Doc {
   Kind kind;
   std::string text;
   std::vector<const Doc *> children;
-  bool broken = false;           // of a group: it cannot stand on one line
-  const Doc *follows = nullptr;  // of a group: it breaks if that earlier group broke
+  bool broken = false;          // of a group: it cannot stand on one line
+  const Doc *follows = nullptr; // of a group: it breaks if that earlier group broke
 };
 
 /// Makes documents and owns them.
@@ -61,8 +61,7 @@ public:
 
 private:
   const Doc *leaf(Doc::Kind kind, llvm::StringRef text = "");
-  const Doc *node(Doc::Kind kind, std::vector<const Doc *> children,
-                  const Doc *follows = nullptr);
+  const Doc *node(Doc::Kind kind, std::vector<const Doc *> children, const Doc *follows = nullptr);
 
   std::vector<std::unique_ptr<Doc>> docs;
 };

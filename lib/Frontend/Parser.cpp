@@ -1,6 +1,7 @@
 //===- Parser.cpp - recursive descent over the grammar of docs/Language.md --------------------===//
 #include "lib/Frontend/Parser.h"
 
+#include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/StringSwitch.h"
 
 using namespace kvpc;
@@ -348,12 +349,13 @@ private:
     return true;
   }
 
-  /// An operator of another language where a binary one could stand: says what to write here, and
-  /// reads on as if it were one.
-  bool foreignOperator() {
-    if (!token().is(TokenKind::Foreign) || failed)
-      return false;
+  /// An operator of another language, one of `which` (empty: any): says what to write here, and
+  /// reads on as if it were ours.
+  bool foreignOperator(std::initializer_list<StringRef> which) {
     StringRef op = token().text;
+    if (!token().is(TokenKind::Foreign) || failed ||
+        (which.size() && !llvm::is_contained(which, op)))
+      return false;
     auto diag = softError(token().start(), Diag::OperatorUnknown, op);
     StringRef instead = llvm::StringSwitch<StringRef>(op)
                             .Case("//", "write `floor(a / b)`")
@@ -370,6 +372,13 @@ private:
                             .Default("values do not change: write `let` with a new name");
     note(diag, token().start(), instead);
     return true;
+  }
+
+  /// Those that no other level of precedence takes.
+  bool foreignFactor() {
+    static constexpr StringRef others[] = {"||", "|", "&&", "&", "<>", "=>"};
+    return token().is(TokenKind::Foreign) && !llvm::is_contained(others, token().text) &&
+           foreignOperator({});
   }
 
   Expr *binary(Expr *lhs, const Token &op, Expr *rhs) {
@@ -397,7 +406,7 @@ private:
 
   Expr *parseOr() {
     Expr *lhs = parseAnd();
-    while (!failed && token().isKeyword("or")) {
+    while (!failed && (token().isKeyword("or") || foreignOperator({"||", "|"}))) {
       Token op = take();
       lhs = binary(lhs, op, parseAnd());
     }
@@ -406,7 +415,7 @@ private:
 
   Expr *parseAnd() {
     Expr *lhs = parseNot();
-    while (!failed && token().isKeyword("and")) {
+    while (!failed && (token().isKeyword("and") || foreignOperator({"&&", "&"}))) {
       Token op = take();
       lhs = binary(lhs, op, parseNot());
     }
@@ -436,7 +445,7 @@ private:
 
   Expr *parseCompare() {
     Expr *lhs = parseSum();
-    if (failed || !atCompare())
+    if (failed || !(atCompare() || foreignOperator({"<>", "=>"})))
       return lhs;
     Token op = take();
     lhs = binary(lhs, op, parseSum());
@@ -465,7 +474,7 @@ private:
 
   Expr *parseTerm() {
     Expr *lhs = parseUnary();
-    while (!failed && (atOperator("*", "/", "%") || foreignOperator())) {
+    while (!failed && (atOperator("*", "/", "%") || foreignFactor())) {
       Token op = take();
       lhs = binary(lhs, op, parseUnary());
     }
@@ -475,7 +484,7 @@ private:
   Expr *parseUnary() {
     if (token().is(TokenKind::Operator, "-") ||
         ((token().is(TokenKind::Foreign, "!") || token().is(TokenKind::Foreign, "~")) &&
-         foreignOperator()))
+         foreignOperator({})))
       return unary(&Parser::parseUnary);
     return parsePower();
   }

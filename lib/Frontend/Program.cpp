@@ -118,9 +118,8 @@ void Program::loadLibrary() {
     return;
   libraryLoaded = true;
   for (const LibraryFile &entry : library()) {
-    libraryFiles.push_back(
-        parse(entry.path, addSource(diagnostics.getSources(), entry.path, entry.source),
-              diagnostics));
+    libraryFiles.push_back(parse(
+        entry.path, addSource(diagnostics.getSources(), entry.path, entry.source), diagnostics));
     addOwn(*libraryFiles.back());
     for (const Item &item : libraryFiles.back()->items)
       if (item.decl)

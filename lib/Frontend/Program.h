@@ -4,6 +4,7 @@
 
 #include "lib/Frontend/AST.h"
 #include "lib/Frontend/Frontend.h"
+#include "llvm/ADT/SmallPtrSet.h"
 #include "llvm/ADT/StringMap.h"
 
 namespace kvpc {
@@ -26,6 +27,10 @@ public:
   /// Names that `find` finds.
   std::vector<llvm::StringRef> callables(const File &from);
 
+  /// A declaration with errors: calls of it are not evaluated.
+  void markBroken(const Decl &decl) { broken.insert(&decl); }
+  bool isBroken(const Decl &decl) const { return broken.contains(&decl); }
+
   /// A file for expressions that stand in no file (the values of -D).
   File &commandLine();
 
@@ -45,10 +50,11 @@ private:
   const CompileInput &input;
   std::vector<std::unique_ptr<File>> files;
   llvm::DenseMap<const File *, Scope> scopes;
-  llvm::StringMap<File *> byPath;                      // by real path
+  llvm::StringMap<File *> byPath;                     // by real path
   std::vector<std::pair<const File *, Import>> stack; // imports being read, outermost first
   llvm::StringMap<const Decl *> libraryDecls;
   std::vector<std::unique_ptr<File>> libraryFiles;
+  llvm::SmallPtrSet<const Decl *, 4> broken;
   bool libraryLoaded = false;
   std::unique_ptr<File> commandLineFile;
 };

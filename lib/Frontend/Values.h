@@ -139,8 +139,14 @@ struct Poison {};
 
 struct Value : std::variant<Poison, Host, Tensor, Budget, ScoreRef, PressRef> {
   using variant::variant;
-  template <typename T> T *as() { return std::get_if<T>(this); }
-  template <typename T> const T *as() const { return std::get_if<T>(this); }
+  template <typename T>
+  T *as() {
+    return std::get_if<T>(this);
+  }
+  template <typename T>
+  const T *as() const {
+    return std::get_if<T>(this);
+  }
   bool isPoison() const { return as<Poison>(); }
 };
 

@@ -218,7 +218,9 @@ def cost(text):
         elif here is not None and line.rstrip() == indent + "}":
             passes[tuple(sorted(here))] += 1
             here = None
-        elif found := re.match(r"\s*(?:%[\w:]+ = )?(kvplan\.\w+|kvp\.input\s+\w+)[^:]*:?(.*)", line):
+        elif found := re.match(
+            r"\s*(?:%[\w:]+ = )?(kvplan\.\w+|kvp\.input\s+\w+)[^:]*:?(.*)", line
+        ):
             what = found[1] + " " + found[2].strip()
             if here is not None:
                 here.append(what)

@@ -192,8 +192,8 @@ void setAttributes(Module &module, const StringSet<> &exports, const LevelDescri
 }
 
 /// What code made of small pieces cannot do without, at half the cost of -O1.
-constexpr StringLiteral kFewPasses =
-    "always-inline,globaldce,function(sroa,early-cse,instcombine,simplifycfg,loop-mssa(licm))";
+constexpr StringLiteral kFewPasses = "always-inline,globaldce,function(sroa,early-cse,instcombine<"
+                                     "no-verify-fixpoint>,simplifycfg,loop-mssa(licm))";
 
 Error optimize(Module &module, TargetMachine &machine, unsigned level) {
   PipelineTuningOptions tuning;

@@ -1,0 +1,383 @@
+//===- Explanation.cpp - what a plan does, and what it costs ----------------------------------===//
+#include "lib/Driver/Explanation.h"
+
+#include "lib/Module/Summary.h"
+#include "llvm/ADT/STLExtras.h"
+#include "llvm/ADT/StringExtras.h"
+#include "llvm/ADT/TypeSwitch.h"
+#include "llvm/Support/FormatVariadic.h"
+
+#include <numeric>
+
+using namespace kvpc;
+using namespace kvpc::driver;
+
+namespace {
+
+std::string axesOf(kvp::NamedTensorType type) {
+  std::string out = "[";
+  llvm::raw_string_ostream os(out);
+  llvm::interleaveComma(type.getAxes(), os, [&](kvp::AxisAttr axis) { os << axis.getName(); });
+  return out + "]";
+}
+
+std::string listOf(mlir::ArrayAttr names) { return llvm::join(kvp::axisNames(names), ", "); }
+
+/// What an operation of the plan or of a pass's body is called.
+std::string describe(mlir::Operation *op) {
+  return llvm::TypeSwitch<mlir::Operation *, std::string>(op)
+      .Case([](kvp::MapOp o) { return kvp::stringifyFn(o.getFn()).str(); })
+      .Case([](kvp::ReduceOp o) {
+        return (kvp::stringifyReduction(o.getKind()) + " over " + listOf(o.getOver())).str();
+      })
+      .Case([](kvp::DotOp o) { return ("dot over " + o.getOver()).str(); })
+      .Case([](kvp::AvgPoolOp o) {
+        return llvm::formatv("avg_pool of {0} along {1}", o.getSize(), o.getAxis()).str();
+      })
+      .Case([](kvp::MaxPoolOp o) {
+        return llvm::formatv("max_pool of {0} along {1}", o.getSize(), o.getAxis()).str();
+      })
+      .Case([](kvplan::ContractOp o) {
+        return "contract with rows " + axesOf(o.getPanels().getType().getTensor());
+      })
+      .Case([](kvplan::StatisticsOp) { return std::string("softmax statistics"); })
+      .Case([](kvplan::WeightOp) { return std::string("softmax weights"); })
+      .Case([](kvplan::PackOp) { return std::string("pack rows"); })
+      .Case([](kvplan::AccumulateOp o) {
+        return (kvplan::stringifyCombine(o.getKind()) + " over the pass").str();
+      })
+      .Default([](mlir::Operation *o) { return o->getName().stripDialect().str(); });
+}
+
+/// Hand-written code that an operation becomes.
+std::optional<std::string> primitiveOf(mlir::Operation *op) {
+  using Result = std::optional<std::string>;
+  return llvm::TypeSwitch<mlir::Operation *, Result>(op)
+      .Case<kvplan::ContractOp, kvplan::PackOp>(
+          [](auto) { return Result("contraction microkernel"); })
+      .Case<kvplan::StatisticsOp, kvplan::WeightOp>([](auto) { return Result("softmax"); })
+      .Case<kvplan::SelectOp, kvplan::FilterOp>([](auto) { return Result("selection"); })
+      .Case([](kvplan::OrderOp) { return Result("order of whole rows"); })
+      .Case([](kvplan::CompactOp) { return Result("compaction"); })
+      .Case([](kvplan::AccumulateOp) { return Result("tree over segments"); })
+      .Case([](kvp::UniformOp) { return Result("random numbers"); })
+      .Default([](mlir::Operation *) { return Result(); });
+}
+
+/// Reads a pipeline step by step.
+class Explainer {
+public:
+  Explainer(kvplan::PipelineOp pipeline, kvp::PressOp press, const CostShape &shape)
+      : pipeline(pipeline), costs(pipeline, press, shape) {
+    out.press = pipeline.getSymName().str();
+    out.shape = shape;
+  }
+
+  Explanation run() {
+    for (mlir::Operation &op : pipeline.getBody().front())
+      top(&op);
+    out.kept = costs.last();
+    floor();
+    return std::move(out);
+  }
+
+private:
+  using TensorType = kvp::NamedTensorType;
+
+  void top(mlir::Operation *op) {
+    notePrimitive(op);
+    if (auto tasks = mlir::dyn_cast<kvplan::TasksOp>(op)) {
+      for (mlir::Operation &inner : tasks.getBody().front())
+        step(&inner, tasks.getSpace());
+    } else if (auto select = mlir::dyn_cast<kvplan::SelectOp>(op)) {
+      selection(select);
+    } else if (auto filter = mlir::dyn_cast<kvplan::FilterOp>(op)) {
+      addDataCount("`mask` keeps what its condition holds for", op);
+      Step step{"filter", "", "", {"keep the entries for which the condition holds"}, {}, {}, 0};
+      readBuffer(step, filter.getCondition(), kvplan::Space::Batch);
+      out.steps.push_back(std::move(step));
+    } else if (auto compact = mlir::dyn_cast<kvplan::CompactOp>(op)) {
+      compaction();
+    } else if (auto buffer = mlir::dyn_cast<kvplan::BufferOp>(op)) {
+      hold(buffer);
+    }
+  }
+
+  void step(mlir::Operation *op, kvplan::Space space) {
+    notePrimitive(op);
+    Step step;
+    step.space = kvplan::stringifySpace(space).str();
+    if (auto order = mlir::dyn_cast<kvplan::OrderOp>(op)) {
+      step.kind = "order";
+      step.work.push_back(kvplan::stringifyOrder(order.getKind()).str());
+      readBuffer(step, order.getInput(), space);
+      writeBuffer(step, order.getResult(), space);
+      out.steps.push_back(std::move(step));
+      return;
+    }
+    auto pass = mlir::dyn_cast<kvplan::PassOp>(op);
+    if (!pass && !mlir::isa<kvplan::SmallOp>(op))
+      return;
+    step.kind = pass ? "pass" : "small";
+    if (pass)
+      step.over = pass.getOver().getName().str();
+    llvm::SmallPtrSet<mlir::Value, 4> written;
+    for (mlir::Operation &inner : op->getRegion(0).front()) {
+      notePrimitive(&inner);
+      body(step, &inner, space, written);
+    }
+    out.steps.push_back(std::move(step));
+  }
+
+  /// One operation inside a pass or small step. What the step wrote itself is still in the cache.
+  void body(Step &step, mlir::Operation *op, kvplan::Space space,
+            llvm::SmallPtrSetImpl<mlir::Value> &written) {
+    if (auto input = mlir::dyn_cast<kvp::InputOp>(op)) {
+      step.reads.push_back({kvp::stringifyInput(input.getInput()).str(), inputBytes(input, space)});
+      return;
+    }
+    if (auto load = mlir::dyn_cast<kvplan::LoadOp>(op)) {
+      if (!written.contains(load.getBuffer()))
+        readBuffer(step, load.getBuffer(), space);
+      return;
+    }
+    if (op->getNumResults() == 1 && !mlir::isa<TensorType>(op->getResult(0).getType()))
+      return; // a host scalar
+    if (auto store = mlir::dyn_cast<kvplan::StoreOp>(op)) {
+      if (written.insert(store.getBuffer()).second)
+        writeBuffer(step, store.getBuffer(), space);
+      return;
+    }
+    step.work.push_back(describe(op));
+    step.flops += flopsOf(op, space);
+    auto target = [&](mlir::Value buffer) {
+      if (written.insert(buffer).second)
+        writeBuffer(step, buffer, space);
+    };
+    if (auto contract = mlir::dyn_cast<kvplan::ContractOp>(op)) {
+      readBuffer(step, contract.getPanels(), space);
+      target(contract.getBuffer());
+    } else if (auto pack = mlir::dyn_cast<kvplan::PackOp>(op)) {
+      target(pack.getBuffer());
+    } else if (auto accumulate = mlir::dyn_cast<kvplan::AccumulateOp>(op)) {
+      target(accumulate.getBuffer());
+    } else if (auto statistics = mlir::dyn_cast<kvplan::StatisticsOp>(op)) {
+      target(statistics.getMaximum());
+      target(statistics.getInverse());
+    }
+  }
+
+  int64_t flopsOf(mlir::Operation *op, kvplan::Space space) {
+    auto entries = [&](mlir::Value value) {
+      auto buffer = mlir::dyn_cast<kvplan::BufferType>(value.getType());
+      return costs.entries(buffer ? buffer.getTensor() : mlir::cast<TensorType>(value.getType()),
+                           space);
+    };
+    return llvm::TypeSwitch<mlir::Operation *, int64_t>(op)
+        .Case([&](kvplan::ContractOp o) {
+          return 2 * entries(o.getBuffer()) *
+                 costs.extent(o.getStream().getType().getAxis("channel"));
+        })
+        .Case([&](kvp::DotOp o) {
+          return 2 * entries(o.getResult()) *
+                 costs.extent(o.getLhs().getType().getAxis(o.getOver()));
+        })
+        // Difference, exponential, sum or product.
+        .Case([&](kvplan::StatisticsOp o) { return 3 * entries(o.getBuffer()); })
+        .Case([&](kvplan::WeightOp o) { return 3 * entries(o.getResult()); })
+        .Case([&](kvp::AvgPoolOp o) {
+          return static_cast<int64_t>(o.getSize()) * entries(o.getResult());
+        })
+        .Case([&](kvp::MaxPoolOp o) {
+          return static_cast<int64_t>(o.getSize()) * entries(o.getResult());
+        })
+        .Case([&](kvp::ReduceOp o) { return entries(o.getInput()); })
+        .Case([&](kvplan::AccumulateOp o) { return entries(o.getValue()); })
+        .Case([&](kvp::MapOp o) { return entries(o.getResult()); })
+        .Default([](mlir::Operation *) { return 0; });
+  }
+
+  int64_t inputBytes(kvp::InputOp input, kvplan::Space space) {
+    int64_t entries = costs.entries(input.getResult().getType(), space);
+    bool values = input.getInput() == kvp::Input::Values;
+    // The channels of values stay whole, whatever the state of the axis.
+    if (values)
+      entries = entries / costs.extent(input.getResult().getType().getAxis("channel")) *
+                out.shape.channels;
+    inputsUsed.insert(kvp::stringifyInput(input.getInput()).str());
+    return entries * out.shape.storageBytes;
+  }
+
+  int64_t bufferBytes(mlir::Value buffer, kvplan::Space space) {
+    TensorType type = mlir::cast<kvplan::BufferType>(buffer.getType()).getTensor();
+    return costs.entries(type, space) * PlanCosts::elementBytes(type.getElementType());
+  }
+  static std::string nameOf(mlir::Value buffer) {
+    return buffer.getDefiningOp<kvplan::BufferOp>().getName().str();
+  }
+  void readBuffer(Step &step, mlir::Value buffer, kvplan::Space space) {
+    step.reads.push_back({nameOf(buffer), bufferBytes(buffer, space)});
+  }
+  void writeBuffer(Step &step, mlir::Value buffer, kvplan::Space space) {
+    step.writes.push_back({nameOf(buffer), bufferBytes(buffer, space)});
+  }
+
+  void selection(kvplan::SelectOp op) {
+    TensorType score = op.getScore().getType().getTensor();
+    const StateSize &from = costs.state(op.getCache().getType().getState());
+    const StateSize &to = costs.state(op.getResult().getType().getState());
+    bool channels = score.hasAxis("channel");
+    std::string text =
+        llvm::formatv("keep {0} of {1} {2}", channels ? to.channels : to.tokens,
+                      channels ? from.channels : from.tokens, channels ? "channels" : "tokens");
+    if (op.getPartSize() && *op.getPartSize() > 1) {
+      text += llvm::formatv(" in runs of {0}", *op.getPartSize()).str();
+      addDataCount("whether the short last run is among the kept", op);
+    }
+    text += score.hasAxis("head") ? ", each head its own" : ", the same for all heads";
+    if (op.getLeader())
+      text += llvm::formatv("; {0} layers share the choice", *op.getLeader()).str();
+    Step step{"select", "", "", {text}, {}, {}, 0};
+    readBuffer(step, op.getScore(), kvplan::Space::Batch);
+    if (op.getProtect())
+      readBuffer(step, op.getProtect(), kvplan::Space::Batch);
+    out.steps.push_back(std::move(step));
+  }
+
+  int64_t keptBytes(bool keys) {
+    const StateSize &kept = costs.last();
+    return out.shape.batch * out.shape.heads * kept.tokens *
+           (keys ? kept.channels : out.shape.channels) * out.shape.storageBytes;
+  }
+
+  void compaction() {
+    const StateSize &kept = costs.last();
+    Step step{"compact", "", "", {}, {}, {}, 0};
+    step.work.push_back(
+        llvm::formatv("gather {0} tokens of {1} key channels and {2} value channels", kept.tokens,
+                      kept.channels, out.shape.channels));
+    // Rows of keys are read whole: what is dropped stands between what stays.
+    step.reads = {{"keys", keptBytes(true) / kept.channels * out.shape.channels},
+                  {"values", keptBytes(false)}};
+    step.writes = {{"kept keys", keptBytes(true)}, {"kept values", keptBytes(false)}};
+    out.steps.push_back(std::move(step));
+  }
+
+  void hold(kvplan::BufferOp buffer) {
+    TensorType type = buffer.getResult().getType().getTensor();
+    bool perCall = buffer.getScope() != kvplan::Scope::Task;
+    auto space = kvplan::Space::Batch;
+    for (mlir::Operation *user : buffer.getResult().getUsers())
+      if (auto tasks = user->getParentOfType<kvplan::TasksOp>())
+        space = tasks.getSpace();
+    HeldBuffer held;
+    held.name = buffer.getName().str();
+    llvm::raw_string_ostream(held.type) << axesOf(type) << " " << type.getElementType();
+    held.why = whyHeld(buffer.getResult());
+    held.perCall = perCall;
+    held.bytes = perCall ? costs.callBytes(type) : costs.taskBytes(type, space);
+    out.buffers.push_back(std::move(held));
+  }
+
+  static std::string whyHeld(mlir::Value buffer) {
+    std::string why = "a later step reads it: held, not computed again";
+    for (mlir::Operation *user : buffer.getUsers()) {
+      if (mlir::isa<kvplan::SelectOp, kvplan::FilterOp>(user))
+        return "a selection needs all of it";
+      if (mlir::isa<kvplan::OrderOp>(user))
+        return "whole rows are put in order";
+      if (auto statistics = mlir::dyn_cast<kvplan::StatisticsOp>(user);
+          statistics && statistics.getBuffer() != buffer)
+        why = "a finished reduction";
+      if (mlir::isa<kvplan::AccumulateOp>(user))
+        why = "a finished reduction";
+      if (mlir::isa<kvplan::PackOp>(user))
+        why = "rows of the contraction, packed for it";
+    }
+    return why;
+  }
+
+  void addDataCount(llvm::StringRef what, mlir::Operation *op) {
+    std::string place = placeOf(op->getLoc());
+    out.dataCounts.push_back((what + (place.empty() ? "" : " (" + place + ")")).str());
+  }
+
+  void notePrimitive(mlir::Operation *op) {
+    if (auto name = primitiveOf(op))
+      out.primitives.insert(*name);
+  }
+
+  /// Nothing can read less than each input once (of keys that no score needs, the kept alone), or
+  /// write less than the kept.
+  void floor() {
+    int64_t all = out.shape.batch * out.shape.heads * out.shape.tokens * out.shape.channels *
+                  out.shape.storageBytes;
+    out.floorReads = inputsUsed.count("keys") ? all : keptBytes(true);
+    out.floorReads += inputsUsed.count("values") ? all : keptBytes(false);
+    std::map<std::string, int64_t> others;
+    for (const Step &step : out.steps)
+      for (const Traffic &traffic : step.reads)
+        if (inputsUsed.count(traffic.what) && traffic.what != "keys" && traffic.what != "values")
+          others[traffic.what] = std::max(others[traffic.what], traffic.bytes);
+    for (auto &[name, bytes] : others)
+      out.floorReads += bytes;
+    out.floorWrites = keptBytes(true) + keptBytes(false);
+  }
+
+  kvplan::PipelineOp pipeline;
+  PlanCosts costs;
+  Explanation out;
+  std::set<std::string> inputsUsed;
+};
+
+int64_t sum(const std::vector<Traffic> &traffic) {
+  int64_t bytes = 0;
+  for (const Traffic &one : traffic)
+    bytes += one.bytes;
+  return bytes;
+}
+
+} // namespace
+
+int64_t Explanation::passes() const {
+  return llvm::count_if(steps, [](const Step &step) { return step.kind == "pass"; });
+}
+int64_t Explanation::reads() const {
+  int64_t bytes = 0;
+  for (const Step &step : steps)
+    bytes += sum(step.reads);
+  return bytes;
+}
+int64_t Explanation::writes() const {
+  int64_t bytes = 0;
+  for (const Step &step : steps)
+    bytes += sum(step.writes);
+  return bytes;
+}
+int64_t Explanation::flops() const {
+  int64_t n = 0;
+  for (const Step &step : steps)
+    n += step.flops;
+  return n;
+}
+int64_t Explanation::callWorkspace() const {
+  int64_t bytes = 0;
+  for (const HeldBuffer &buffer : buffers)
+    bytes += buffer.perCall ? buffer.bytes : 0;
+  return bytes;
+}
+int64_t Explanation::taskWorkspace() const {
+  int64_t bytes = 0;
+  for (const HeldBuffer &buffer : buffers)
+    bytes += buffer.perCall ? 0 : buffer.bytes;
+  return bytes;
+}
+double Explanation::keptShare() const {
+  double all = 2.0 * shape.tokens * shape.channels;
+  return static_cast<double>(kept.tokens) * (kept.channels + shape.channels) / all;
+}
+
+Explanation driver::explain(kvplan::PipelineOp pipeline, kvp::PressOp press,
+                            const CostShape &shape) {
+  return Explainer(pipeline, press, shape).run();
+}

@@ -1,0 +1,264 @@
+"""Random programs, compiled with -O0 and -O2, against the reference interpreter.
+
+`programs.program(seed)` is the program of a seed; a failure names the seed and shows the source.
+Groups of programs are one file each, compiled once a level, two groups at a time.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from checks import batch, check_output, kept, row, same_bits, selected_by_reference
+from programs import Program, program
+
+import kvpc
+
+COUNT = 220
+GROUP = 10
+CHANNELS = 16
+LENGTHS = (600, 45)  # several tiles and segments, and less than one
+# Scores may differ by this, relative to the largest of their row and head, or where the program
+# itself magnifies rounding, by as much as inputs changed in their last bits change the reference's.
+BOUND = 2e-5
+NUDGE = 2.0**-22
+MAGNIFIED = 16
+QUICK = {"dtypes": "f32", "channels": 0, "targets": "x86-64-v3"}
+SMALL = {"layer": 1, "layers": 3}
+
+
+# What the random programs leave out, or met too seldom.
+CORNERS = {
+    # After heads kept different counts, `length` is each head's own.
+    "ragged_length": """
+press a() = uniform(8, [head, token]) |> chunk(20) |> topk(keep(6))
+press b() = uniform(9, [head, token]) |> topk(drop(0.57))
+press m() = compose(a(), b())
+""",
+    "std_of_one": "score m() = queries.last(1).sum(group).std(query)",
+    "pool_in_a_short_part": (
+        "score m() = position.partition(token, 20).avg_pool(slot, 3).join(fill = 0)"
+    ),
+    "highest_in_a_short_part": (
+        "score m() = keys.norm(channel).partition(token, 20).max_pool(slot, 3).join(fill = 0)"
+    ),
+    "shift_in_a_short_part": (
+        "score m() = keys.norm(channel).partition(token, 20).shift(slot, -1, fill = 2).join(fill = 0)"
+    ),
+    "parts_of_two_sizes": """
+press m() =
+  keys.norm(channel).partition(token, 16, whole = true).join(fill = 0) |> chunk(5) |> topk(keep(6))
+""",
+    "parts_of_two_sizes_after_a_selection": """
+press a() = uniform(4, [head, token]) |> topk(drop(0.83))
+press m() = compose(a(), keys.norm(channel).partition(token, 16).join(fill = 0) |> chunk(5) |> topk(keep(6)))
+""",
+}
+
+
+class Groups:
+    """Runs groups of programs in the background, each when one of its seeds is asked for."""
+
+    def __init__(self):
+        self.pool = ThreadPoolExecutor(2)
+        self.running = {}
+
+    def outcome(self, seed):
+        """What went wrong with a seed; None: nothing."""
+        for group in (seed // GROUP, seed // GROUP + 1):
+            seeds = range(group * GROUP, min(COUNT, (group + 1) * GROUP))
+            if seeds and group not in self.running:
+                self.running[group] = self.pool.submit(run_group, seeds)
+        return self.running[seed // GROUP].result()[seed]
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KVPC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        made = Groups()
+        yield made
+        made.pool.shutdown(cancel_futures=True)
+
+
+def compiled(programs, level):
+    source = "\n\n".join(p.source for p in programs)
+    names = [p.name for p in programs]
+    return kvpc.compile(source, press=names, optimization=level, **QUICK)
+
+
+def run_group(seeds):
+    programs = {seed: program(seed) for seed in seeds}
+    modules = {}
+    try:
+        for level in ("O0", "O2"):
+            module = compiled(list(programs.values()), level)
+            modules |= {(seed, level): module for seed in seeds}
+    except kvpc.CompileError:
+        modules = {}  # one of them is to blame: each by itself
+    outcomes = {}
+    for seed, one in programs.items():
+        try:
+            check(one, [modules.get((seed, x)) or compiled([one], x) for x in ("O0", "O2")])
+            outcomes[seed] = None
+        except Exception as error:
+            outcomes[seed] = f"{type(error).__name__}: {error}\n{one.source}"
+    return outcomes
+
+
+def press_of(one, module):
+    info = module.presses[one.name]
+    make = torch.Generator().manual_seed(3)
+    sizes = {"head": 2, "channel": CHANNELS}
+    tensors = {
+        name: torch.randn([sizes[a] for a in axes], generator=make)
+        for name, axes in one.tensors.items()
+        if name in info.weights
+    }
+    # A score that is exported for itself has a budget of its own.
+    budget = {"drop": 0.4} if one.kind == "score" else {}
+    return module.press(one.name, **one.arguments, **budget, **tensors)
+
+
+def rows_of(nudged=0):
+    rows = [row(n, seed=n, channels=CHANNELS) for n in LENGTHS]
+    make = torch.Generator().manual_seed(nudged)
+    for one in rows if nudged else ():
+        for tensor in (one.keys, one.values, one.queries):
+            tensor *= 1 + NUDGE * (2 * torch.rand(tensor.shape, generator=make) - 1)
+    return rows
+
+
+def call_for(press, nudged=0):
+    queries = press.inputs.get("queries", 0)
+    window = None if queries == "all" else queries
+    # Padding is finite here: it would be hard to say of `inf - inf` whose fault it is.
+    return batch(rows_of(nudged), "left", window) | SMALL
+
+
+def off(ours, wanted, allowed):
+    """Where scores differ by more than is allowed."""
+    exact = (ours == wanted) | (ours.isnan() & wanted.isnan())
+    return ~exact & ~((ours - wanted).abs() <= allowed)
+
+
+def check_scores(press, call, ours, wanted):
+    size = wanted.abs().nan_to_num(0, 0, 0).amax(-1, keepdim=True)
+    allowed = (BOUND * size + 1e-7).expand_as(wanted)
+    if not off(ours, wanted, allowed).any():
+        return
+    moved = torch.zeros_like(wanted)
+    for i in (1, 2, 3, 4):
+        other, _ = press.scores(**call_for(press, i), backend="reference")
+        moved = torch.maximum(moved, (other - wanted).abs().nan_to_num(0))
+    # What moves one entry of a row by a step may move its neighbours too: the largest counts, if it
+    # is not by far.
+    allowed = allowed + MAGNIFIED * moved
+    bad = off(ours, wanted, allowed)
+    assert not bad.any(), (
+        f"{int(bad.sum())} of {bad.numel()} scores differ, at {bad.nonzero()[0].tolist()} "
+        f"{ours[bad][0]} for {wanted[bad][0]}; row's largest {size.expand_as(wanted)[bad][0]}"
+    )
+    assert (off(ours, wanted, BOUND * size + 1e-7).float().mean() < 0.5) or BOUND > 1
+
+
+def masks(press, out, call):
+    """Which tokens and channels an output holds, as bool tensors."""
+    tokens = torch.zeros(*call["keys"].shape[:3], dtype=torch.bool)
+    channels = torch.zeros(*call["keys"].shape[:2], call["keys"].shape[3], dtype=torch.bool)
+    length = call["lengths"]
+    for index in range(len(length)):
+        here = kept(out, call, index)
+        start = tokens.shape[2] - int(length[index])
+        for head, chosen in enumerate(here.tokens):
+            tokens[index, head, chosen + start] = True
+            if here.channels is not None:
+                channels[index, head, here.channels[head]] = True
+    return tokens, channels
+
+
+def check_choice(press, call, out, given):
+    """The reference's choice by our scores; where it has to score again, near ties may differ."""
+    wanted = selected_by_reference(press, call, given)
+    ours, theirs = masks(press, out, call), masks(press, wanted, call)
+    if all(torch.equal(a, b) for a, b in zip(ours, theirs)):
+        for index in range(len(LENGTHS)):
+            assert kept(out, call, index) == kept(wanted, call, index)
+        return
+    shaky = [torch.zeros_like(x) for x in ours]
+    for i in (1, 2, 3, 4):
+        other = masks(press, selected_by_reference(press, call_for(press, i), given), call)
+        for mark, a, b in zip(shaky, other, theirs):
+            mark |= a != b
+    for mark, a, b in zip(shaky, ours, theirs):
+        wrong = (a != b) & ~mark
+        assert not wrong.any(), f"{int(wrong.sum())} entries chosen otherwise, near no threshold"
+
+
+def check(one, modules):
+    answers = []
+    wanted = plain = None
+    for level, module in zip(("O0", "O2"), modules):
+        press = press_of(one, module)
+        call = call_for(press)
+        out = press.compress(**call)
+        check_output(out, call)
+        given = None
+        if press.info.score_axes is not None:
+            given = press.scores(**call)
+            wanted = wanted or press.scores(**call, backend="reference")
+            assert torch.equal(given[1], wanted[1]), f"-{level}: protected entries"
+            try:
+                check_scores(press, call, given[0], wanted[0])
+            except AssertionError as error:
+                raise AssertionError(f"-{level}: {error}") from None
+        answers.append((press, call, out, given))
+        same = plain is not None and (
+            given is None or all(same_bits(a, b) for a, b in zip(given, plain[1]))
+        )
+        if same and all(
+            same_bits(getattr(out, x), getattr(plain[0], x)) for x in ("tokens", "keys")
+        ):
+            continue
+        try:
+            check_choice(press, call, out, given)
+        except AssertionError as error:
+            raise AssertionError(f"-{level}: {error}") from None
+        plain = (out, given)
+
+
+@pytest.mark.parametrize("seed", range(COUNT))
+def test_program(groups, seed):
+    wrong = groups.outcome(seed)
+    assert wrong is None, f"seed {seed}: {wrong}"
+
+
+@pytest.mark.parametrize("name", CORNERS)
+def test_corner(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("KVPC_CACHE", str(tmp_path))
+    source = CORNERS[name]
+    one = Program("m", "press" if "press m" in source else "score", source)
+    check(one, [compiled([one], level) for level in ("O0", "O2")])
+
+
+def test_generator():
+    """The same seed is the same program; together they use what the language has."""
+    text = "\n".join(program(seed).source for seed in range(COUNT))
+    assert text == "\n".join(program(seed).source for seed in range(COUNT))
+    kinds = {program(seed).kind for seed in range(COUNT)}
+    assert kinds == {"score", "press"}
+    used = (
+        "softmax normalize cumsum rank avg_pool max_pool shift partition join chunk protect mask "
+        "compose dot cosine attention logits uniform where = sum mean max min std var norm tanh "
+        "sigmoid gelu relu abs sqrt rsqrt log exp clamp maximum minimum let fn keep(  drop( queries.last"
+    )
+    missing = [word for word in used.split() if word not in text]
+    assert not missing, missing
+
+
+if __name__ == "__main__":
+    import sys
+
+    os.environ.setdefault("KVPC_CACHE", "/tmp/kvpc-random")
+    for seed in range(*map(int, sys.argv[1:])):
+        print(seed, run_group([seed])[seed] or "ok", flush=True)
