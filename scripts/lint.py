@@ -106,7 +106,7 @@ def tidy_commands(root, build):
         read = headers.get(output, every_header)
         commands[Path(entry["file"])] = (without_precompiled_header(words), read)
     found = {}
-    for name in sources(root, "*.cpp"):
+    for name in sources(root, "*.cpp", ":!*/Inputs/*"):
         path = root / name
         if path not in commands:
             # Not compiled here: as a neighbour is, or the nearest above it.
