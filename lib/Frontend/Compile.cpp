@@ -106,7 +106,7 @@ private:
       if (StringRef near = nearest(read.name, names); !near.empty())
         diag.attachNote(diagnostics.location(loc)) << "did you mean `" << near << "`";
       else if (!names.empty())
-        diag.attachNote(diagnostics.location(loc)) << "there are " << quoteList(names);
+        diag.attachNote(diagnostics.location(loc)) << "it has " << quoteList(names);
       return false;
     }
     if (found && !found->axes.empty()) {
@@ -154,7 +154,7 @@ private:
       if (StringRef near = nearest(input.press, names); !near.empty())
         diag.attachNote(diagnostics.location(startOfFile())) << "did you mean `" << near << "`";
       else if (!names.empty())
-        diag.attachNote(diagnostics.location(startOfFile())) << "there are " << quoteList(names);
+        diag.attachNote(diagnostics.location(startOfFile())) << "it has " << quoteList(names);
       return {};
     }
     for (const Decl *decl : all)
