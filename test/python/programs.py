@@ -7,6 +7,7 @@ bound of rounding would mean anything.
 """
 
 import random
+import re
 from dataclasses import dataclass, field
 
 SMOOTH = (
@@ -258,7 +259,8 @@ class Generator:
                 f".max_pool(token, {k})",
                 f".shift(token, {self.pick((-3, -1, 1, 2, 7))}, fill = 0.5)",
             ]
-            if set(axes) <= {"head", "token"}:
+            # A rank of positions alone would be one of near ties.
+            if set(axes) <= {"head", "token"} and self.of_data(inner):
                 ways.append(f".rank(token{where})")
         way = self.pick(ways)
         if way.startswith(".softmax"):
@@ -267,6 +269,13 @@ class Generator:
         if "cumsum" in way or "rank" in way:
             text = f"({text} / {self.length})"
         return text
+
+    def of_data(self, text):
+        """Does a value come from tensors that differ from entry to entry?"""
+        for line in reversed(self.lets):
+            name, _, value = line.removeprefix("  let ").partition(" = ")
+            text = re.sub(rf"\b{name}\b", lambda _, v=value: v, text)
+        return re.search(r"\b(keys|values|queries|uniform)\b", text) is not None
 
     def by_contraction(self, axes, depth):
         """A sum over channels of products."""
@@ -293,9 +302,11 @@ class Generator:
             ("", "", ", from = 3", f", from = 2, to = {self.length} - 5", ", whole = true")
         )
         parts = f"{inner}.partition(token, {size}{limits})"
+        # Of positions, such a difference would be rounding alone.
+        apart = "{p} - {p}.mean(slot)" if self.of_data(inner) else "{p} + {p}.mean(slot)"
         inside = self.pick(
             (
-                "{p} - {p}.mean(slot)",
+                apart,
                 "{p} / ({p}.max(slot) - {p}.min(slot) + 0.5)",
                 "clamp({p}, -5, 5).softmax(slot)",
                 "{p}.cumsum(slot) / 10",
