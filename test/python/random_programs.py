@@ -68,6 +68,12 @@ TWO_SIZES = "two part sizes in one pass give wrong parts"
 NO_HEAD = "softmax over tokens of a value without head crashes the compiler"
 GELU = "gelu(-inf) is 0 compiled and NaN by the reference"
 KNOWN = {
+    41: TWO_SIZES,
+    77: GELU,
+    86: NO_HEAD,
+    93: GELU,
+    165: TWO_SIZES,
+    172: NO_HEAD,
     "ragged_length": "the reference takes the longest head's length, compiled code each head's own",
     "protect_after_a_ragged_selection": "values without head are computed for one head's count",
     "gelu_of_minus_infinity": GELU,
