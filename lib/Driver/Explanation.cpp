@@ -77,6 +77,7 @@ public:
     for (mlir::Operation &op : pipeline.getBody().front())
       top(&op);
     out.kept = costs.last();
+    weighHeld();
     floor();
     return std::move(out);
   }
@@ -280,7 +281,7 @@ private:
   }
 
   static std::string whyHeld(mlir::Value buffer) {
-    std::string why = "a later step reads it: held, not computed again";
+    std::string why;
     for (mlir::Operation *user : buffer.getUsers()) {
       if (mlir::isa<kvplan::SelectOp, kvplan::FilterOp>(user))
         return "a selection needs all of it";
@@ -295,6 +296,24 @@ private:
         why = "rows of the contraction, packed for it";
     }
     return why;
+  }
+
+  /// What is held although it could be computed again: the price of that.
+  void weighHeld() {
+    for (HeldBuffer &buffer : out.buffers) {
+      if (!buffer.why.empty())
+        continue;
+      int64_t bytes = 0, flops = 0;
+      for (const Step &step : out.steps)
+        if (llvm::any_of(step.writes, [&](const Traffic &t) { return t.what == buffer.name; })) {
+          flops += step.flops;
+          for (const Traffic &traffic : step.reads)
+            bytes += traffic.bytes;
+        }
+      buffer.why = llvm::formatv("a later step reads it; computing it again would read {0:f1} MiB "
+                                 "and take {1:f3} Gflop",
+                                 bytes / 1048576.0, flops / 1e9);
+    }
   }
 
   void addDataCount(llvm::StringRef what, mlir::Operation *op) {
