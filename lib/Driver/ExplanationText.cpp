@@ -52,8 +52,9 @@ void driver::print(const Explanation &e, llvm::raw_ostream &os) {
   for (const HeldBuffer &buffer : e.buffers)
     os << "      " << buffer.name << " " << buffer.type << ", " << bytes(buffer.bytes)
        << (buffer.perCall ? " a call: " : " a task in flight: ") << buffer.why << "\n";
-  os << llvm::formatv("  in all {0} passes; {1} read, {2} written, {3:f2} Gflop\n", e.passes(),
-                      bytes(e.reads()), bytes(e.writes()), e.flops() / 1e9);
+  os << llvm::formatv("  in all {0} pass{1}; {2} read, {3} written, {4:f2} Gflop\n", e.passes(),
+                      e.passes() == 1 ? "" : "es", bytes(e.reads()), bytes(e.writes()),
+                      e.flops() / 1e9);
   os << "  floor " << bytes(e.floorReads) << " read, " << bytes(e.floorWrites)
      << " written: every input and output once\n";
   os << "  workspace " << bytes(e.callWorkspace()) << " a call and " << bytes(e.taskWorkspace())
