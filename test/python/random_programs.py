@@ -52,6 +52,10 @@ press m() = compose(a(), keys.norm(channel).protect(position >= 33) |> topk(keep
     ),
     "softmax_without_head": "score m() = (position / length).softmax(token)",
     "gelu_of_minus_infinity": "score m() = gelu(logits(queries.last(4), keys).mean(query).max(group))",
+    "tail_of_whole_parts": (
+        "score m() = keys.mean(channel).partition(token, 16, whole = true).avg_pool(slot, 3)"
+        ".join(fill = 0) |> chunk(16)"
+    ),
     "parts_of_two_sizes": """
 press m() =
   keys.norm(channel).partition(token, 16, whole = true).join(fill = 0) |> chunk(5) |> topk(keep(6))
@@ -68,7 +72,7 @@ TWO_SIZES = "two part sizes in one pass give wrong parts"
 NO_HEAD = "softmax over tokens of a value without head crashes the compiler"
 GELU = "gelu(-inf) is 0 compiled and NaN by the reference"
 KNOWN = {
-    41: TWO_SIZES,
+    41: TWO_SIZES + ", and the tail of whole parts",
     77: GELU,
     86: NO_HEAD,
     93: GELU,
@@ -78,6 +82,7 @@ KNOWN = {
     "protect_after_a_ragged_selection": "values without head are computed for one head's count",
     "gelu_of_minus_infinity": GELU,
     "softmax_without_head": NO_HEAD,
+    "tail_of_whole_parts": "what join fills is lost where parts of the same size follow",
     "parts_of_two_sizes": TWO_SIZES,
     "parts_of_two_sizes_after_a_selection": TWO_SIZES,
 }
