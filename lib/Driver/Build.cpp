@@ -28,26 +28,41 @@ codegen::Variant codegenVariant(const VariantChoice &variant) {
 
 std::string prefixOf(size_t variant) { return ("kvpc_" + llvm::Twine(variant)).str(); }
 
-/// Diagnostics of a context as one text, for workers that have a context of their own.
-class Collected {
-public:
-  explicit Collected(mlir::MLIRContext *context)
-      : handler(context, [this](mlir::Diagnostic &diagnostic) {
-          if (diagnostic.getSeverity() == mlir::DiagnosticSeverity::Error && text.empty())
-            llvm::raw_string_ostream(text) << diagnostic.getLocation() << ": " << diagnostic;
-          return mlir::success();
-        }) {}
-  std::string text;
+/// The first error of a context and where it stands, for workers that have a context of their own.
+struct Problem {
+  std::string text, file;
+  unsigned line = 0, column = 0;
 
-private:
-  mlir::ScopedDiagnosticHandler handler;
+  mlir::DiagnosticEngine::HandlerTy handler() {
+    return [this](mlir::Diagnostic &diagnostic) {
+      if (diagnostic.getSeverity() != mlir::DiagnosticSeverity::Error || !text.empty())
+        return mlir::success();
+      text = diagnostic.str();
+      diagnostic.getLocation()->walk([&](mlir::Location inner) {
+        auto place = mlir::dyn_cast<mlir::FileLineColLoc>(inner);
+        if (!place)
+          return mlir::WalkResult::advance();
+        file = place.getFilename().str();
+        line = place.getLine();
+        column = place.getColumn();
+        return mlir::WalkResult::interrupt();
+      });
+      return mlir::success();
+    };
+  }
+
+  mlir::Location location(mlir::MLIRContext *context) const {
+    if (file.empty())
+      return mlir::UnknownLoc::get(context);
+    return mlir::FileLineColLoc::get(context, file, line, column);
+  }
 };
 
 /// One variant's object file and the names in it.
 struct Compiled {
   std::string object;
   llvm::SmallVector<KernelNames> names;
-  std::string error;
+  std::optional<Problem> problem;
 };
 
 /// Everything in a context of its own, so that variants compile side by side.
@@ -58,20 +73,27 @@ Compiled compileVariant(llvm::StringRef planBytecode, const VariantChoice &varia
   registry.insert<kvp::KvpDialect, kvplan::KvplanDialect>();
   cpu::registerTranslations(registry);
   mlir::MLIRContext context(registry, mlir::MLIRContext::Threading::DISABLED);
-  Collected problems(&context);
+  Problem problem;
+  mlir::ScopedDiagnosticHandler handler(&context, problem.handler());
   auto plan = mlir::parseSourceString<mlir::ModuleOp>(planBytecode, &context);
   mlir::OwningOpRef<mlir::ModuleOp> code;
   if (plan)
     code = lowerPlan(*plan, codegenVariant(variant), prefixOf(number), out.names);
   if (!code) {
-    out.error = problems.text.empty() ? "the plan could not be lowered" : problems.text;
+    if (problem.text.empty())
+      problem.text = "the plan could not be lowered";
+    out.problem = problem;
     return out;
   }
   auto object = cpu::compileToObject(*code, {variant.level, optimization});
-  if (!object)
-    out.error = llvm::toString(object.takeError());
-  else
+  if (object) {
     out.object = std::move(*object);
+    return out;
+  }
+  std::string text = llvm::toString(object.takeError());
+  if (problem.text.empty())
+    problem.text = text;
+  out.problem = problem;
   return out;
 }
 
@@ -148,9 +170,15 @@ bool driver::readBuildOptions(const llvm::opt::InputArgList &options, BuildOptio
 std::vector<VariantChoice> driver::variantsOf(const BuildOptions &options) {
   std::vector<VariantChoice> out;
   for (cpu::Level level : options.levels)
-    for (const std::string &dtype : options.dtypes)
+    for (const std::string &dtype : options.dtypes) {
+      // Instructions for pairs of bf16 are all that the highest level adds: f32 would be the same
+      // code again, and machines take the best level that there is for a dtype.
+      if (level == cpu::Level::V4Bf16 && dtype == "f32" &&
+          llvm::is_contained(options.levels, cpu::Level::V4))
+        continue;
       for (int64_t channels : options.channels)
         out.push_back({dtype, channels, level});
+    }
   return out;
 }
 
@@ -211,12 +239,13 @@ llvm::Error driver::buildModule(mlir::ModuleOp kvp, const BuildOptions &options,
 
   std::vector<std::string> objects;
   for (auto [variant, result] : llvm::zip_equal(variants, compiled)) {
-    if (!result.error.empty())
-      return llvm::createStringError(
-          llvm::formatv("{0} ({1}, {2} channels, {3})", result.error, variant.dtype,
-                        variant.channels ? std::to_string(variant.channels) : "any",
-                        cpu::levelName(variant.level))
-              .str());
+    if (const auto &problem = result.problem) {
+      mlir::emitError(problem->location(kvp.getContext()))
+          << problem->text << " (" << variant.dtype << ", "
+          << (variant.channels ? std::to_string(variant.channels) : "any number of")
+          << " channels, " << cpu::levelName(variant.level) << ")";
+      return llvm::createStringError("");
+    }
     auto level = llvm::find(options.levels, variant.level) - options.levels.begin();
     for (const KernelNames &names : result.names)
       info.variants[names.press].push_back(

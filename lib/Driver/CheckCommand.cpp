@@ -11,7 +11,7 @@ int driver::checkCommand(const llvm::opt::InputArgList &options) {
     return kUsage;
   auto source = readSource(*argument);
   if (!source)
-    return failure(llvm::toString(source.takeError()));
+    return failure(source.takeError());
   Session session;
   CompileInput input;
   if (!readCompileInput(options, *source, input))

@@ -66,6 +66,11 @@ int driver::failure(const llvm::Twine &text) {
   return kFailure;
 }
 
+int driver::failure(llvm::Error error) {
+  std::string text = llvm::toString(std::move(error));
+  return text.empty() ? int(kFailure) : failure(llvm::Twine(text));
+}
+
 static void printHelp(llvm::raw_ostream &os) {
   os << "kvpc: compiler of presses, programs that say which entries of a KV cache survive\n\n"
      << "usage: kvpc <command> [<option>...] <input>\n\n";

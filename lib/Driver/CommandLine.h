@@ -5,6 +5,7 @@
 #include "llvm/ADT/StringRef.h"
 #include "llvm/Option/ArgList.h"
 #include "llvm/Option/OptTable.h"
+#include "llvm/Support/Error.h"
 
 #include <optional>
 
@@ -47,10 +48,8 @@ llvm::ArrayRef<Command> commands();
 int usageError(const llvm::Twine &text);
 /// The same with kFailure.
 int failure(const llvm::Twine &text);
-
-/// A number of an option; reports what is wrong with it.
-template <typename T>
-bool readNumber(const llvm::opt::InputArgList &options, OptionId id, T &out);
+/// The same for an error. One without text was reported where it stands.
+int failure(llvm::Error error);
 
 /// Runs the process's command line.
 int run(int argc, char **argv);

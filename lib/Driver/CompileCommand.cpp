@@ -46,12 +46,7 @@ std::string outputPath(const opt::InputArgList &options, const Source &source, E
   return emit == Emit::Obj ? (stem + ".o").str() : "-";
 }
 
-int finish(llvm::Error error) {
-  if (!error)
-    return kSuccess;
-  std::string text = llvm::toString(std::move(error));
-  return text.empty() ? int(kFailure) : failure(text); // "": reported already
-}
+int finish(llvm::Error error) { return error ? failure(std::move(error)) : int(kSuccess); }
 
 int writeText(llvm::StringRef path, llvm::StringRef text) {
   return finish(writeOutput(path, [&](llvm::raw_ostream &os) { os << text; }));
@@ -115,7 +110,7 @@ int driver::compileCommand(const opt::InputArgList &options) {
     return kUsage;
   auto source = readSource(*argument);
   if (!source)
-    return failure(llvm::toString(source.takeError()));
+    return failure(source.takeError());
   Session session;
   CompileInput input;
   if (!readCompileInput(options, *source, input))

@@ -35,7 +35,7 @@ int driver::explainCommand(const llvm::opt::InputArgList &options) {
     return kUsage;
   auto source = readSource(*argument);
   if (!source)
-    return failure(llvm::toString(source.takeError()));
+    return failure(source.takeError());
   Session session;
   CompileInput input;
   if (!readCompileInput(options, *source, input))

@@ -11,7 +11,7 @@ using namespace kvpc::driver;
 static int formatFile(llvm::StringRef path, bool inPlace, bool check) {
   auto buffer = readFile(path);
   if (!buffer)
-    return failure(llvm::toString(buffer.takeError()));
+    return failure(buffer.takeError());
   Session session;
   std::string name = path == "-" ? "<stdin>" : path.str();
   auto text = format(&session.context, session.sources, name, (*buffer)->getBuffer());
@@ -32,7 +32,7 @@ static int formatFile(llvm::StringRef path, bool inPlace, bool check) {
     return kSuccess;
   buffer->reset(); // the file may be mapped
   if (llvm::Error error = writeOutput(path, [&](llvm::raw_ostream &os) { os << *text; }))
-    return failure(llvm::toString(std::move(error)));
+    return failure(std::move(error));
   return kSuccess;
 }
 

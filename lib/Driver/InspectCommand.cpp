@@ -87,7 +87,7 @@ int driver::inspectCommand(const llvm::opt::InputArgList &options) {
     return kUsage;
   auto buffer = readFile(*argument);
   if (!buffer)
-    return failure(llvm::toString(buffer.takeError()));
+    return failure(buffer.takeError());
   llvm::StringRef bytes = (*buffer)->getBuffer();
   auto header = runtime::readHeader({reinterpret_cast<const uint8_t *>(bytes.data()), bytes.size()},
                                     argument->str());
@@ -96,7 +96,7 @@ int driver::inspectCommand(const llvm::opt::InputArgList &options) {
   if (options.hasArg(OPT_json)) {
     auto value = llvm::json::parse(header->json);
     if (!value)
-      return failure(llvm::toString(value.takeError()));
+      return failure(value.takeError());
     llvm::outs() << llvm::formatv("{0:2}\n", *value);
     return kSuccess;
   }

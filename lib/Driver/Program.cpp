@@ -56,13 +56,13 @@ int driver::loadProgram(const llvm::opt::InputArgList &options, llvm::StringRef 
   if (argument.ends_with(".kvm")) {
     auto buffer = readFile(argument);
     if (!buffer)
-      return failure(llvm::toString(buffer.takeError()));
+      return failure(buffer.takeError());
     program.bytes = (*buffer)->getBuffer().str();
     return loadModule(argument, program);
   }
   auto source = readSource(argument);
   if (!source)
-    return failure(llvm::toString(source.takeError()));
+    return failure(source.takeError());
   CompileInput input;
   if (!readCompileInput(options, *source, input))
     return kUsage;

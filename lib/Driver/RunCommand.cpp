@@ -94,7 +94,7 @@ int readArrays(const opt::InputArgList &options, const BoundProgram &bound, Arra
   if (fromFile) {
     auto read = readSafetensors(options.getLastArgValue(OPT_input_EQ));
     if (!read)
-      return failure(llvm::toString(read.takeError()));
+      return failure(read.takeError());
     arrays = std::move(*read);
     return kSuccess;
   }
@@ -106,7 +106,7 @@ int readArrays(const opt::InputArgList &options, const BoundProgram &bound, Arra
     return kUsage;
   auto made = syntheticArrays(summarize(bound.press), *shape, seed);
   if (!made)
-    return failure(llvm::toString(made.takeError()));
+    return failure(made.takeError());
   arrays = std::move(*made);
   return kSuccess;
 }
@@ -168,11 +168,11 @@ int driver::runCommand(const opt::InputArgList &options) {
     return exit;
   auto batch = Batch::of(std::move(arrays), host);
   if (!batch)
-    return failure(llvm::toString(batch.takeError()));
+    return failure(batch.takeError());
   auto result = options.hasArg(OPT_reference) ? evaluate(options, bound, *batch)
                                               : runCompiled(options, program, bound, *batch);
   if (!result)
-    return failure(llvm::toString(result.takeError()));
+    return failure(result.takeError());
   llvm::StringRef output = options.getLastArgValue(OPT_output_EQ);
   if (output.empty()) {
     printSummary(*result);
@@ -180,6 +180,6 @@ int driver::runCommand(const opt::InputArgList &options) {
   }
   if (llvm::Error error =
           writeOutput(output, [&](llvm::raw_ostream &os) { writeSafetensors(*result, os); }))
-    return failure(llvm::toString(std::move(error)));
+    return failure(std::move(error));
   return kSuccess;
 }
