@@ -221,7 +221,8 @@ private:
   ExprKind expr(const Expr &whole) {
     const Expr &e = *strip(&whole);
     if (auto *name = dyn_cast<NameExpr>(&e)) {
-      value(*name);
+      if (!value(*name))
+        return ExprKind::Unknown;
     } else if (auto *call = dyn_cast<CallExpr>(&e)) {
       checkCall(*call);
     } else if (auto *unary = dyn_cast<UnaryExpr>(&e)) {
@@ -242,10 +243,15 @@ private:
       valueExpected(e, "`" + op.str() + "`");
   }
 
-  void value(const NameExpr &e) {
+  bool value(const NameExpr &e) {
     StringRef text = e.name.text;
     if (visible.count(text) || llvm::is_contained(hostValues(), text))
-      return;
+      return true;
+    unknownValue(e, text);
+    return false;
+  }
+
+  void unknownValue(const NameExpr &e, StringRef text) {
     auto diag = diagnostics.error(e.loc(), Diag::NameUnknown, text);
     if (const Statement *let = decl ? findLet(*decl, text) : nullptr)
       return note(diag, let->name.loc(), "`" + text + "` is computed only here, further down");

@@ -274,6 +274,7 @@ private:
   void parseBlock(Decl &decl) {
     decl.block = true;
     decl.blockOpen = take().start();
+    bool told = false;
     while (token().isKeyword("let") || token().isKeyword("require")) {
       Statement s;
       s.isLet = token().text == "let";
@@ -299,11 +300,17 @@ private:
         expected(token().is(TokenKind::RBrace) ? "`return` and the result"
                                                : "an operator, `let`, `require` or `return`");
       decl.statements.push_back(s);
+      told = failed;
       if (failed)
         skipToStatement();
     }
     decl.returnLoc = token().start();
     if (!token().isKeyword("return")) {
+      if (told) { // the last statement had an error, and the block ends with it
+        failed = true;
+        takeIf(TokenKind::RBrace);
+        return;
+      }
       expected("`let`, `require` or `return`");
       return;
     }
