@@ -52,9 +52,9 @@ press m() = compose(a(), keys.norm(channel).protect(position >= 33) |> topk(keep
     ),
     "softmax_without_head": "score m() = (position / length).softmax(token)",
     "gelu_of_minus_infinity": "score m() = gelu(logits(queries.last(4), keys).mean(query).max(group))",
+    # Filled with 1, so that memory which happens to be zero does not pass for it.
     "tail_of_whole_parts": (
-        "score m() = keys.mean(channel).partition(token, 16, whole = true).avg_pool(slot, 3)"
-        ".join(fill = 0) |> chunk(16)"
+        "score m() = keys.mean(channel).partition(token, 16, whole = true).join(fill = 1) |> chunk(16)"
     ),
     "parts_of_two_sizes": """
 press m() =
