@@ -99,14 +99,14 @@ def main():
     presses = {
         "no press": None,
         "chunkkv(snapkv), drop=0.5": chunks.press(drop=0.5),
-        "chunkkv(snapkv), keep=512": chunks.press(keep=512),
-        "chunk_snap_think, drop=0.5": both.press(drop=0.5),
+        "chunkkv(snapkv), keep=1024": chunks.press(keep=1024),
+        "chunk_snap_think, drop=0.5, thin=0.25": both.press(drop=0.5, thin=0.25),
     }
     say("loading SmolLM2-135M-Instruct")
     model, tokenizer = smollm2.load()
     source, _, text = Path(__file__).with_name("demo.txt").read_text().partition("\n---\n")
     chat = tokenizer.apply_chat_template(
-        [{"role": "user", "content": f"{text}\n{QUESTION}"}],
+        [{"role": "user", "content": f"{text}\n\n{QUESTION}"}],
         add_generation_prompt=True,
         tokenize=False,
     )

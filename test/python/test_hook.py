@@ -20,7 +20,7 @@ OTHERS = [(name, "all") for name in FAMILIES[1:]]
 @pytest.mark.parametrize("impl", ["sdpa", "eager"])
 @pytest.mark.parametrize("name, kind", LLAMA + OTHERS)
 @torch.no_grad()
-def test_manual(name, kind, impl):
+def test_decode_by_hand(name, kind, impl):
     model, press, cache, ids = make(name, impl), OraclePress(kind), DynamicCache(), text(64)
     with press(model):
         first = model(ids[:, :40], past_key_values=cache).logits
