@@ -60,10 +60,13 @@ runtime::TensorRef referQueries(const Array *array) {
 llvm::Error fillCall(const BoundProgram &bound, const Batch &batch, runtime::Call &call) {
   call.keys = refer(batch.find("keys"));
   call.values = refer(batch.find("values"));
-  call.queries = referQueries(batch.find("queries"));
-  call.unrotatedQueries = referQueries(batch.find("unrotated_queries"));
-  call.hidden = refer(batch.find("hidden"));
-  call.outputWeight = refer(batch.find("output_weight"));
+  // A file may hold more than this press needs.
+  const runtime::Inputs &inputs = bound.header->inputs;
+  auto needed = [&](const char *name, bool uses) { return uses ? batch.find(name) : nullptr; };
+  call.queries = referQueries(needed("queries", bool(inputs.queries)));
+  call.unrotatedQueries = referQueries(needed("unrotated_queries", bool(inputs.unrotatedQueries)));
+  call.hidden = refer(needed("hidden", bool(inputs.hidden)));
+  call.outputWeight = refer(needed("output_weight", inputs.outputWeight));
   call.originalPositions = refer(batch.find("original_positions"));
   for (const runtime::Weight &weight : bound.header->weights)
     call.weights.push_back(refer(batch.find("weight." + weight.name)));
@@ -78,7 +81,7 @@ llvm::Error fillCall(const BoundProgram &bound, const Batch &batch, runtime::Cal
   call.padRight = !left;
   call.lengths = batch.length.data();
   call.seen = batch.seen.data();
-  if (const Array *frequencies = batch.find("rope_frequencies"))
+  if (const Array *frequencies = needed("rope_frequencies", inputs.rope))
     for (int64_t i = 0; i < frequencies->shape[0]; ++i)
       call.ropeFrequencies.push_back(frequencies->get<double>(i));
   call.ropeScaling = batch.host.ropeScaling;

@@ -256,9 +256,6 @@ llvm::Expected<Arrays> driver::runReference(const BoundProgram &program, const B
     states.resize(batch.batch);
   std::vector<Kept> kept(batch.batch);
   for (int64_t row = 0; row < batch.batch; ++row) {
-    kept[row].tokens.resize(batch.heads);
-    if (batch.length[row] == 0)
-      continue; // nothing of nothing
     auto scores = givenOf(program, given, batch, row);
     if (!scores)
       return scores.takeError();

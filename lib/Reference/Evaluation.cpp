@@ -76,13 +76,7 @@ llvm::Error Evaluation::demand(mlir::Value value) {
   mlir::Operation *op = value.getDefiningOp();
   llvm::SmallVector<mlir::Value> needs(op->getOperands());
   if (isa<kvp::TopkOp, kvp::MaskOp>(op)) {
-    // The cache comes first of the operands; a follower's other operands are not evaluated, nor
-    // are given scores.
-    bool scored = given.scores.count(selectionNumber(op)) != 0;
-    if (follows(op, row.layer))
-      needs.resize(1);
-    else if (auto topk = mlir::dyn_cast<kvp::TopkOp>(op); topk && scored)
-      llvm::erase(needs, topk.getScore());
+    needs = needsOf(op);
   } else if (auto map = mlir::dyn_cast<kvp::MapOp>(op);
              map && map.getFn() == kvp::Fn::Where &&
              !isa<kvp::NamedTensorType>(map.getOperand(0).getType())) {
@@ -147,7 +141,7 @@ llvm::Expected<Value> Evaluation::executeHost(mlir::Operation *op) {
         const Cache &left = cache(dim.getCache());
         switch (dim.getDim()) {
         case kvp::Dim::Length:
-          return left.length();
+          return head ? static_cast<int64_t>(left.tokens[*head].size()) : left.length();
         case kvp::Dim::Seen:
           return row.seen;
         case kvp::Dim::Layer:
@@ -164,7 +158,7 @@ llvm::Expected<Value> Evaluation::executeHost(mlir::Operation *op) {
         llvm_unreachable("all dimensions are covered");
       })
       .Case([&](kvp::ExtentOp extent) -> Result {
-        return tensor(extent.getLike()).extent(extent.getAxis());
+        return extentOf(tensor(extent.getLike()), extent.getAxis());
       })
       .Case([&](kvp::ScaleOp) -> Result { return row.scale; })
       .Case([&](kvp::BudgetOp budget) -> Result {
@@ -186,6 +180,23 @@ llvm::Expected<Value> Evaluation::executeHost(mlir::Operation *op) {
         return failed("the reference does not know `%s`",
                       other->getName().getStringRef().str().c_str());
       });
+}
+
+/// Entries of an axis that are there, for the head that looks.
+int64_t Evaluation::extentOf(const Tensor &like, llvm::StringRef axis) const {
+  if (!head || !like.present || !like.present->has(axis))
+    return like.extent(axis);
+  Rows rows(*like.present, axis);
+  std::vector<int64_t> own = offsets(rows.kept, Tensor({{"head", row.heads}}, Element::Bool));
+  int64_t n = 0;
+  for (int64_t i = 0; i < rows.length(); ++i) {
+    bool there = false;
+    for (int64_t r = 0; r < rows.count(); ++r)
+      there |=
+          like.present->bools[rows.at(r, i)] && (own[r] == *head || !like.present->has("head"));
+    n += there;
+  }
+  return n;
 }
 
 /// Doubles stay doubles between host scalars.

@@ -47,6 +47,7 @@ private:
   llvm::Expected<Value> execute(mlir::Operation *op);
   llvm::Expected<Value> executeHost(mlir::Operation *op);
   llvm::Expected<Value> hostMap(kvp::MapOp op);
+  int64_t extentOf(const Tensor &like, llvm::StringRef axis) const;
   // Tensors.cpp
   llvm::Expected<Value> executeTensor(mlir::Operation *op);
   llvm::Error checkExtents(mlir::Operation *op) const;
@@ -63,6 +64,11 @@ private:
   // Selections.cpp
   llvm::Expected<Value> topk(kvp::TopkOp op);
   llvm::Expected<Value> mask(kvp::MaskOp op);
+  /// What one head keeps, by the values that this evaluation has.
+  llvm::Expected<std::vector<int64_t>> choose(kvp::TopkOp op, int64_t head) const;
+  std::vector<int64_t> choose(kvp::MaskOp op, int64_t head) const;
+  template <typename Op>
+  llvm::Expected<Sets> chooseAll(Op op, const Cache &cache);
   /// Where the layer follows another: that one's choice, demanding nothing but the cache.
   llvm::Expected<std::optional<Sets>> followed(mlir::Operation *op, const Cache &cache,
                                                int64_t entries);
@@ -70,11 +76,18 @@ private:
   /// 0 for the first selection of the program.
   int64_t selectionNumber(mlir::Operation *op) const;
 
+  /// Another evaluation that sees the same caches and parameters as one head does.
+  Evaluation asSeenBy(int64_t head) const;
+
   const Row &row;
+  /// Where heads have different numbers of entries, `length` is that of a head.
+  std::optional<int64_t> head;
   State *state;
   const Given &given;
   kvp::PressOp press;
   llvm::DenseMap<mlir::Value, Value> values;
+  /// Operands of a selection that are to be evaluated.
+  llvm::SmallVector<mlir::Value> needsOf(mlir::Operation *selection) const;
 };
 
 /// Whether `op` takes the choice of an earlier layer.

@@ -16,8 +16,10 @@ llvm::Expected<Kept> kvpc::reference::select(kvp::PressOp press, const Row &row,
                                              llvm::ArrayRef<Argument> arguments, State *state,
                                              const Given &given) {
   Evaluation evaluation(press, row, arguments, state, given);
-  if (llvm::Error error = evaluation.checkRequirements())
-    return error;
+  // A row without tokens keeps none, whatever is required of the others.
+  if (row.length > 0)
+    if (llvm::Error error = evaluation.checkRequirements())
+      return error;
   mlir::Value left = returnOf(press).getCache();
   if (llvm::Error error = evaluation.demand(left))
     return error;

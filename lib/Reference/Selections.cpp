@@ -86,21 +86,62 @@ static std::vector<int64_t> tokensOfParts(const std::vector<int64_t> &parts, int
   return tokens;
 }
 
-llvm::Expected<Value> Evaluation::topk(kvp::TopkOp op) {
+llvm::SmallVector<mlir::Value> Evaluation::needsOf(mlir::Operation *op) const {
+  llvm::SmallVector<mlir::Value> needs(op->getOperands());
+  // The cache comes first; a follower takes nothing else, and given scores are not computed.
+  if (follows(op, row.layer))
+    needs.resize(1);
+  else if (auto topk = mlir::dyn_cast<kvp::TopkOp>(op);
+           topk && given.scores.count(selectionNumber(op)))
+    llvm::erase(needs, topk.getScore());
+  return needs;
+}
+
+Evaluation Evaluation::asSeenBy(int64_t seer) const {
+  Evaluation out = *this;
+  out.head = seer;
+  for (auto &[value, known] : values)
+    if (!mlir::isa<kvp::CacheType>(value.getType()) && value.getDefiningOp())
+      out.values.erase(value);
+  return out;
+}
+
+/// One head after the other. Where they have different numbers of entries each evaluates the
+/// operands anew, with its own length.
+template <typename Op>
+llvm::Expected<Sets> Evaluation::chooseAll(Op op, const Cache &left) {
+  Sets chosen;
+  bool ragged = left.present() != nullptr;
+  for (int64_t seer = 0; seer < row.heads; ++seer) {
+    std::optional<Evaluation> own;
+    if (ragged) {
+      own.emplace(asSeenBy(seer));
+      for (mlir::Value need : needsOf(op))
+        if (llvm::Error error = own->demand(need))
+          return error;
+    }
+    llvm::Expected<std::vector<int64_t>> one = (own ? *own : *this).choose(op, seer);
+    if (!one)
+      return one.takeError();
+    chosen.push_back(std::move(*one));
+  }
+  auto topk = mlir::dyn_cast<kvp::TopkOp>(op.getOperation());
+  bool channels = topk && topk.getElementAxis() == "channel";
+  if (channels && !llvm::all_equal(llvm::map_range(chosen, [](auto &ids) { return ids.size(); })))
+    return failed("heads would keep different numbers of channels");
+  return chosen;
+}
+
+llvm::Expected<std::vector<int64_t>> Evaluation::choose(kvp::TopkOp op, int64_t seer) const {
   const Cache &left = cache(op.getCache());
   llvm::StringRef axis = op.getElementAxis();
-  bool channels = axis == "channel";
   int64_t number = selectionNumber(op);
   int64_t size = axis == "part" ? static_cast<int64_t>(*op.getPartSize()) : 1;
-  int64_t width = left.channels ? (*left.channels)[0].size() : row.channels;
-  auto entriesOf = [&](int64_t tokens) { return channels ? width : (tokens + size - 1) / size; };
-
-  auto shared = followed(op, left, channels ? width : left.length());
-  if (!shared)
-    return shared.takeError();
-  if (*shared)
-    return std::make_shared<const Cache>(narrowed(left, **shared, channels));
-
+  auto entriesOf = [&](int64_t tokens) {
+    if (axis == "channel")
+      return left.channels ? static_cast<int64_t>((*left.channels)[0].size()) : row.channels;
+    return (tokens + size - 1) / size;
+  };
   auto givenScore = given.scores.find(number), givenProtect = given.protects.find(number);
   const Tensor &score =
       givenScore != given.scores.end() ? givenScore->second : tensor(op.getScore());
@@ -114,42 +155,56 @@ llvm::Expected<Value> Evaluation::topk(kvp::TopkOp op) {
                     static_cast<long long>(number), static_cast<long long>(t->extent(axis)),
                     axis.str().c_str(), static_cast<long long>(entries));
 
-  Sets chosen(row.heads);
-  for (int64_t head = 0; head < row.heads; ++head) {
-    int64_t tokens = left.tokens[head].size(), n = entriesOf(tokens);
-    std::vector<float> values = line(score, score.floats, axis, head, row.heads, n);
-    std::vector<uint8_t> shield;
-    if (protect)
-      shield = line(*protect, protect->bools, axis, head, row.heads, n);
-    chosen[head] = selectBest(values, shield, integer(op.getCount()));
-    if (axis == "part")
-      chosen[head] = tokensOfParts(chosen[head], size, tokens);
-  }
+  int64_t tokens = left.tokens[seer].size(), n = entriesOf(tokens);
+  std::vector<float> values = line(score, score.floats, axis, seer, row.heads, n);
+  std::vector<uint8_t> shield;
+  if (protect)
+    shield = line(*protect, protect->bools, axis, seer, row.heads, n);
+  std::vector<int64_t> chosen = selectBest(values, shield, integer(op.getCount()));
+  return axis == "part" ? tokensOfParts(chosen, size, tokens) : chosen;
+}
+
+std::vector<int64_t> Evaluation::choose(kvp::MaskOp op, int64_t seer) const {
+  const Tensor &condition = tensor(op.getCondition());
+  int64_t n = cache(op.getCache()).tokens[seer].size();
+  std::vector<uint8_t> holds = line(condition, condition.bools, "token", seer, row.heads, n);
+  std::vector<int64_t> chosen;
+  for (int64_t i = 0; i < n; ++i)
+    if (holds[i])
+      chosen.push_back(i);
+  if (chosen.empty() && n > 0)
+    chosen.push_back(n - 1);
+  return chosen;
+}
+
+llvm::Expected<Value> Evaluation::topk(kvp::TopkOp op) {
+  const Cache left = cache(op.getCache());
+  bool channels = op.getElementAxis() == "channel";
+  int64_t width = left.channels ? (*left.channels)[0].size() : row.channels;
+  auto shared = followed(op, left, channels ? width : left.length());
+  if (!shared)
+    return shared.takeError();
+  if (*shared)
+    return std::make_shared<const Cache>(narrowed(left, **shared, channels));
+  auto chosen = chooseAll(op, left);
+  if (!chosen)
+    return chosen.takeError();
   if (state && op.getReuse())
-    (*state)[number] = chosen;
-  return std::make_shared<const Cache>(narrowed(left, chosen, channels));
+    (*state)[selectionNumber(op)] = *chosen;
+  return std::make_shared<const Cache>(narrowed(left, *chosen, channels));
 }
 
 llvm::Expected<Value> Evaluation::mask(kvp::MaskOp op) {
-  const Cache &left = cache(op.getCache());
+  const Cache left = cache(op.getCache());
   auto shared = followed(op, left, left.length());
   if (!shared)
     return shared.takeError();
   if (*shared)
     return std::make_shared<const Cache>(narrowed(left, **shared, false));
-
-  const Tensor &condition = tensor(op.getCondition());
-  Sets chosen(row.heads);
-  for (int64_t head = 0; head < row.heads; ++head) {
-    int64_t n = left.tokens[head].size();
-    std::vector<uint8_t> holds = line(condition, condition.bools, "token", head, row.heads, n);
-    for (int64_t i = 0; i < n; ++i)
-      if (holds[i])
-        chosen[head].push_back(i);
-    if (chosen[head].empty() && n > 0)
-      chosen[head].push_back(n - 1);
-  }
+  auto chosen = chooseAll(op, left);
+  if (!chosen)
+    return chosen.takeError();
   if (state && op.getReuse())
-    (*state)[selectionNumber(op)] = chosen;
-  return std::make_shared<const Cache>(narrowed(left, chosen, false));
+    (*state)[selectionNumber(op)] = *chosen;
+  return std::make_shared<const Cache>(narrowed(left, *chosen, false));
 }

@@ -157,6 +157,26 @@ TEST(Mask, laterStagesSeeRaggedHeads) {
             (Sets{{1, 2}, {1}}));
 }
 
+TEST(Mask, lengthIsThatOfEachHead) {
+  std::string body = kMask + R"(
+    %k1 = kvp.input keys of %left : !kvp.cache<1> -> !kvp.tensor<[head, token/1, channel/1], f32>
+    %y = kvp.reduce sum %k1 over ["channel"]
+      : !kvp.tensor<[head, token/1, channel/1], f32> -> !kvp.tensor<[head, token/1], f32>
+    %n = kvp.dim length %left : !kvp.cache<1>
+    %one = arith.constant 1 : i64
+    %newest = kvp.map sub(%n, %one) : (i64, i64) -> i64
+    %p = kvp.position %left : !kvp.cache<1> -> !kvp.tensor<[token/1], i64>
+    %last = kvp.map eq(%p, %newest) : (!kvp.tensor<[token/1], i64>, i64)
+      -> !kvp.tensor<[token/1], i1>
+    %half = kvp.budget_of %budget of %n
+    %end = kvp.topk %left by %y keep %half protect %last : !kvp.tensor<[token/1], i1>
+      : !kvp.cache<1>, !kvp.tensor<[head, token/1], f32> -> !kvp.cache<2>)";
+  Program program(body, "", "%budget: !kvp.budget", "%end : !kvp.cache<2>");
+  // Of four entries two, the newest among them; of two one, the newest.
+  EXPECT_EQ(program.select(rowOf(2, 4, 1, {-1, -2, -3, -4, -1, 1, -2, 1}), {Budget{0.5}}).tokens,
+            (Sets{{0, 3}, {2}}));
+}
+
 TEST(Mask, meanOfRaggedHeads) {
   std::string body = kMask + R"(
     %k1 = kvp.input keys of %left : !kvp.cache<1> -> !kvp.tensor<[head, token/1, channel/1], f32>
@@ -233,6 +253,28 @@ TEST(Require, refusesBeforeAnythingRuns) {
   EXPECT_EQ(program.error(lineOf({1, 2, 3}), {int64_t(1)}), "`n` must be at least 2");
   EXPECT_EQ(program.select(lineOf({1, 2, 3}), {int64_t(2)}).tokens[0],
             (std::vector<int64_t>{1, 2}));
+}
+
+TEST(Require, isNotAskedOfEmptyRows) {
+  std::string body = kScore + R"(
+    %length = kvp.dim length %cache : !kvp.cache<0>
+    %zero = arith.constant 0 : i64
+    %some = kvp.map lt(%zero, %length) : (i64, i64) -> i1
+    kvp.require %some, "there must be tokens")" +
+                     kTopk;
+  Program program(body, "", "%n: i64", kLeft);
+  EXPECT_EQ(program.select(rowOf(2, 0, 1, {}), {int64_t(1)}).tokens, (Sets{{}, {}}));
+}
+
+TEST(Topk, channelsOfEmptyRows) {
+  std::string body = R"(
+    %k = kvp.input keys of %cache : !kvp.cache<0> -> !kvp.tensor<[head, token, channel], f32>
+    %x = kvp.reduce mean %k over ["token"]
+      : !kvp.tensor<[head, token, channel], f32> -> !kvp.tensor<[head, channel], f32>
+    %left = kvp.topk %cache by %x keep %n
+      : !kvp.cache<0>, !kvp.tensor<[head, channel], f32> -> !kvp.cache<1>)";
+  Program program(body, "", "%n: i64", kLeft);
+  EXPECT_EQ(*program.select(rowOf(1, 0, 3, {}), {int64_t(2)}).channels, (Sets{{0, 1}}));
 }
 
 TEST(Score, protection) {
