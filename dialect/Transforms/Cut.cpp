@@ -17,7 +17,6 @@ namespace kvpc {
 using namespace mlir;
 using namespace kvpc;
 using namespace kvpc::cut;
-using kvp::NamedTensorType;
 
 //===------------------------------------------------------------------------------------------===//
 // Steps

@@ -12,7 +12,7 @@ namespace kvpc {
 /// gives a null value.
 class Emitter {
 public:
-  Emitter(mlir::Block *block, mlir::MLIRContext *context) : builder(context), block(block) {
+  Emitter(mlir::Block *block, mlir::MLIRContext *context) : builder(context) {
     builder.setInsertionPointToEnd(block);
   }
 
@@ -81,7 +81,6 @@ private:
   mlir::Value unique(mlir::Operation *op);
 
   mlir::OpBuilder builder;
-  mlir::Block *block;
   llvm::DenseMap<unsigned, llvm::SmallVector<mlir::Operation *, 1>> known; // by hash
   unsigned count = 0;
 };

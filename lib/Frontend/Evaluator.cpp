@@ -4,7 +4,6 @@
 #include "llvm/ADT/ScopeExit.h"
 
 using namespace kvpc;
-using llvm::dyn_cast;
 using llvm::StringRef;
 
 const Selection *CacheState::misaligned(StringRef axis) const {

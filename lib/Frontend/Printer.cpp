@@ -6,7 +6,6 @@
 
 using namespace kvpc;
 using llvm::dyn_cast;
-using llvm::isa;
 using llvm::SMLoc;
 using llvm::StringRef;
 
