@@ -46,10 +46,17 @@ AttentionInterface.register("oracle", _attention)
 AttentionMaskInterface.register("oracle", sdpa_mask)
 
 
+def compressed(model):
+    """Layers that a press sees: those without a sliding window."""
+    types = getattr(model.config, "layer_types", None) or [""] * model.config.num_hidden_layers
+    return [i for i, kind in enumerate(types) if kind != "sliding_attention"]
+
+
 @torch.no_grad()
 def oracle_logits(model, log, ids, prompt, padding=None):
-    """log: layer -> one entry per batch row with `tokens` (per head, from the row's `start`) and
-    `channels`."""
+    """log: layer, counted among the compressed ones -> one entry per batch row with `tokens` (per
+    head, from the row's `start`) and `channels`."""
+    log = {layer: log[number] for number, layer in enumerate(compressed(model)) if number in log}
     padding = torch.ones_like(ids) if padding is None else padding
     before, model.config._attn_implementation = model.config._attn_implementation, "oracle"
     try:

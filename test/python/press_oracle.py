@@ -26,6 +26,7 @@ class OraclePress:
         self.inputs |= {"unrotated_queries": window} if unrotated else {}
         self.inputs |= {"hidden": "all"} if hidden else {}
         self.log, self.seen, self.hidden, self.states, self.calls = {}, [], [], [], 0
+        self.layers = set()  # how many there are, as told in every call
 
     def inputs_at(self, layer):
         return self.inputs
@@ -54,6 +55,7 @@ class OraclePress:
         assert queries.shape[2] == min(self.window, tokens) and padding in ("left", "right")
         assert hidden is None or hidden.shape[:2] == (batch, tokens)
         self.calls += 1
+        self.layers.add(layers)
         self.seen.append(
             (
                 layer,

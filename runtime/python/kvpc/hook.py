@@ -229,6 +229,9 @@ class Hook:
         ]
         # transformers' own opinion on every layer
         self.sliding = DynamicCache(config=decoder.config).is_sliding
+        # presses count the layers that they compress, so that budgets over layers add up
+        full = [i for i, slides in enumerate(self.sliding) if not slides]
+        self.order = {layer: number for number, layer in enumerate(full)}
         self.configs = list({id(m.config): m.config for m in [decoder, *self.attention]}.values())
         self.names = list(inspect.signature(decoder.forward).parameters)
         bases = {_switched.get(id(c), (0, c._attn_implementation))[1] for c in self.configs}
@@ -359,7 +362,7 @@ class Hook:
 
     def capture(self, step, module, layer, query):
         """Keep what the press wants of a chunk of the prompt; compress at its end."""
-        inputs, rows = step.press.inputs_at(module.layer_idx), step.rows
+        inputs, rows = step.press.inputs_at(self.order[module.layer_idx]), step.rows
         new = {}
         if "queries" in inputs:
             new["queries"] = query
@@ -383,7 +386,8 @@ class Hook:
 
     def compress(self, step, module, layer, captured):
         press, rows = step.press, step.rows
-        wanted, inputs = press.inputs_at(module.layer_idx), {}
+        number = self.order[module.layer_idx]
+        wanted, inputs = press.inputs_at(number), {}
         if rows.ends is not None and layer.window:
             raise HookError(
                 "a prompt in chunks must be padded on the left, have padding on the right",
@@ -404,8 +408,8 @@ class Hook:
                 layer.values.detach(),
                 **inputs,
                 scale=module.scaling,
-                layer=module.layer_idx,
-                layers=len(self.attention),
+                layer=number,
+                layers=len(self.order),
                 lengths=rows.lengths,
                 padding=rows.padding,
                 state=step.state,
