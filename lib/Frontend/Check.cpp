@@ -142,6 +142,17 @@ private:
       note(diag, name.loc(), "did you mean `" + near + "`");
   }
 
+  /// Axes that exist without being named: the program is about one row, and layers and steps are
+  /// reduced, never spread.
+  void newAxis(Name axis) {
+    static constexpr StringRef hidden[] = {"batch", "layer", "step"};
+    if (!llvm::is_contained(hidden, axis.text))
+      return;
+    auto diag = diagnostics.error(axis.loc(), Diag::AxisHidden, axis.text);
+    if (axis.text == "batch")
+      note(diag, axis.loc(), "a program is about one row of the batch");
+  }
+
   /// A parameter or a let: one name, once, and not that of a value which every program sees.
   void declare(Name name, llvm::SMLoc loc) {
     if (llvm::is_contained(hostValues(), name.text)) {
@@ -163,6 +174,13 @@ private:
         diagnostics.error(p.typeName.loc(), Diag::WeightParam, p.name.text);
       if (p.defaultValue)
         diagnostics.error(p.defaultValue->loc(), Diag::WeightDefault, p.name.text);
+      static constexpr StringRef ofTheCall[] = {"token", "query", "part", "slot", "gone", "step"};
+      for (const Name &axis : p.axes) {
+        if (llvm::is_contained(ofTheCall, axis.text.rtrim('\'')))
+          diagnostics.error(axis.loc(), Diag::WeightAxis, p.name.text, axis.text);
+        else if (axis.text != "layer")
+          newAxis(axis);
+      }
       for (auto [i, axis] : llvm::enumerate(p.axes))
         for (const Name &other : llvm::ArrayRef(p.axes).take_front(i))
           if (other.text == axis.text) {
@@ -328,13 +346,19 @@ private:
       } else if (p.kind == ArgumentKind::Press) {
         press(*e, subject);
       } else if (auto *axes = dyn_cast<AxesExpr>(e)) {
-        for (const AxesExpr::Item &item : axes->items)
+        bool over = builtin.id == BuiltinId::Topk; // names axes, makes none
+        for (const AxesExpr::Item &item : axes->items) {
+          if (!over)
+            newAxis(item.axis);
           if (item.size)
             expr(*item.size);
+        }
       } else if (p.kind == ArgumentKind::AxisOrList && !isa<NameExpr>(e)) {
         diagnostics.error(e->loc(), Diag::AxisExpected, builtin.name, e->text());
       }
     }
+    if (args.to)
+      newAxis(args.to);
     for (auto [i, e] : llvm::enumerate(args.presses))
       press(*e, "argument " + std::to_string(i + 1) + " of `" + builtin.name.str() + "`");
   }

@@ -8,7 +8,6 @@
 using namespace kvpc;
 using llvm::cast;
 using llvm::dyn_cast;
-using llvm::isa;
 using llvm::StringRef;
 
 /// Bounds on what inlining may grow to; no sensible program comes near.
@@ -85,6 +84,31 @@ Value Evaluator::restated(Tensor tensor, mlir::Location loc) {
   return tensor;
 }
 
+/// A weight over channels as the cache now has them: all, unless some went.
+Value Evaluator::weightNow(Tensor weight, const NameExpr &name) {
+  if (const Selection *by = current.last("channel")) {
+    error(name.loc(), Diag::ChannelsGone, name.name.text, by->name)
+        .note(by->loc, "put `" + by->name + "` last");
+    return Poison();
+  }
+  mlir::Location loc = at(name);
+  Tensor keys = input(kvp::Input::Keys, current.cache, std::nullopt, loc);
+  for (kvp::AxisAttr axis : weight.type().getAxes()) {
+    if (!kvp::isCacheAxis(axis.getName()))
+      continue;
+    mlir::Value index =
+        emitter.create<kvp::IndexOp>(loc, keys.value, emitter.string("axis", "channel"));
+    if (axis.getName() != "channel")
+      index = emitter.create<kvp::RenameOp>(
+          loc, index, {emitter.string("from", "channel"), emitter.string("to", axis.getName())});
+    weight.value = emitter.create<kvp::AtOp>(loc, {weight.value, index},
+                                             emitter.string("axis", axis.getName()));
+    if (!weight.value)
+      return Poison();
+  }
+  return weight;
+}
+
 Value Evaluator::fresh(const Tensor &tensor, const NameExpr &name, Env &env) {
   for (kvp::AxisAttr axis : tensor.type().getAxes()) {
     if (!kvp::isCacheAxis(axis.getName()) || axis.getState() == current.number())
@@ -93,10 +117,8 @@ Value Evaluator::fresh(const Tensor &tensor, const NameExpr &name, Env &env) {
     if (beforeUpdate || insideDropped)
       return restated(tensor, at(name));
     if (const Param *p = env.decl ? env.decl->findParam(name.name.text) : nullptr;
-        p && !p->axes.empty()) {
-      notImplemented(name.loc(), "weights over `" + axis.getName() + "` after a selection");
-      return restated(tensor, at(name));
-    }
+        p && !p->axes.empty())
+      return weightNow(tensor, name);
     size_t which = std::min<size_t>(axis.getState(), current.selections.size() - 1);
     const Selection &selection = current.selections[which];
     auto report = error(name.loc(), Diag::StaleToken, name.name.text, selection.by);

@@ -133,6 +133,7 @@ private:
   Value weightParameter(const Param &param, const Decl &decl, const Expr &expr, const Value &value);
   /// A tensor of an earlier state of the cache is refused.
   Value fresh(const Tensor &tensor, const NameExpr &name, Env &env);
+  Value weightNow(Tensor weight, const NameExpr &name);
   Value restated(Tensor tensor, mlir::Location loc);
 
   //===----------------------------------------------------------------------------------------===//

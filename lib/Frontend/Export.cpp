@@ -34,11 +34,14 @@ struct Export::Round {
 };
 
 ReadDefine *Export::define(StringRef param) {
-  ReadDefine *found = nullptr;
+  // The last one wins, and one for this press hides those for all.
+  ReadDefine *forAll = nullptr, *forThis = nullptr;
   for (ReadDefine &d : defines)
-    if (d.name == param && (d.press == decl.name.text || (d.press.empty() && !found)))
-      found = &d;
-  return found;
+    if (d.name == param && d.press.empty())
+      forAll = &d;
+    else if (d.name == param && d.press == decl.name.text)
+      forThis = &d;
+  return forThis ? forThis : forAll;
 }
 
 static bool isWeight(const Param &p) { return !p.axes.empty(); }

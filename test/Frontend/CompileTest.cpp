@@ -155,6 +155,13 @@ press p(inner: score, scale: float = 2.0, budget: budget = drop(0.5)) =
   EXPECT_NE(c.parameter("p", "budget").find("value = {keep = 64 : i64}"), std::string::npos);
 }
 
+TEST(Parameters, TheLastDefineWinsAndAPresssOwnBeforeAll) {
+  Compiled c("score s(n: int = 1) = position * n\nscore t(n: int = 1) = position * n",
+             {{"s.n", "2"}, {"n", "3"}, {"s.n", "4"}, {"n", "5"}});
+  EXPECT_NE(c.parameter("s", "n").find("value = 4"), std::string::npos);
+  EXPECT_NE(c.parameter("t", "n").find("value = 5"), std::string::npos);
+}
+
 TEST(Parameters, OneLayersNumberIsAScalarOfTheCall) {
   Compiled c("press p(w: float[layer, head], ratios: fraction[layer], b: float = 1.0) = "
              "knorm() * w * b |> topk(drop(ratios))");
