@@ -43,7 +43,7 @@ bool Evaluator::hasAxis(const Tensor &tensor, Name axis, const Expr &expr) {
   return false;
 }
 
-/// The condition of `where =`, over axes of the tensor. `axis`: one to spread a host scalar over.
+/// The condition of `where =`, over axes of the tensor, and `gone` inside update. `axis`: one to spread a host scalar over.
 Evaluator::Where Evaluator::whereOf(const Expr *expr, Tensor &tensor, const Expr &of,
                                     StringRef axis, Env &env) {
   if (!expr)
@@ -66,6 +66,10 @@ Evaluator::Where Evaluator::whereOf(const Expr *expr, Tensor &tensor, const Expr
   for (kvp::AxisAttr a : where->type().getAxes()) {
     if (tensor.has(a.getName()))
       continue;
+    if (a.getName() == "gone") { // inside update: survivors beside each entry that went
+      tensor = broadcast(tensor, where->value, at(*expr));
+      continue;
+    }
     error(expr->loc(), Diag::WhereAxes, a.getName(), shown(of), axesText(tensor));
     return {true, {}};
   }

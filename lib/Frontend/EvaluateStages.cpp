@@ -316,7 +316,7 @@ bool Evaluator::select(Tensor score, const Budget &budget, llvm::SMLoc loc,
   else if (axis == "part" && (score.part->from || score.part->to || score.part->whole))
     unfinished("`topk` over parts of a range");
   if (budget.amounts)
-    unfinished("`keep` of counts from data");
+    unfinished("`topk` of counts from data");
   if (!implemented) {
     selected(
         loc, "topk", axis == "channel" ? "channel" : "token", perHead,
