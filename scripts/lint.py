@@ -120,9 +120,9 @@ def tidy_commands(root, build):
 def clang_tidy(root, build, logs, jobs):
     """Checks each file whose text, headers, command or settings have changed since it was clean.
 
-    Files of one target go in groups through one run, which parses their common headers once. A
-    group with a complaint is halved until the file that causes it stands alone; so a clash between
-    two files of a group, which is not an error of theirs, costs time and nothing else.
+    Files of one target go in groups through one run, which parses their common headers once. The
+    files that it complains of are read again alone; so a clash between two files of a group, which
+    is not an error of theirs, costs time and nothing else.
     """
     program, config = tool("clang-tidy"), root / ".clang-tidy"
     version = subprocess.run([program, "--version"], capture_output=True, check=True).stdout
@@ -169,8 +169,13 @@ def clang_tidy(root, build, logs, jobs):
                 marks[path].touch()
             return []
         if len(paths) > 1:
-            half = len(paths) // 2
-            return check(options, paths[:half]) + check(options, paths[half:])
+            accused = [path for path in paths if f"{path}:" in done.stdout]
+            rest = [path for path in paths if path not in accused]
+            if rest and accused:
+                parts = [[path] for path in accused] + [rest]
+            else:
+                parts = [paths[: len(paths) // 2], paths[len(paths) // 2 :]]
+            return [path for part in parts for path in check(options, part)]
         with open(log, "a") as out:
             out.write(done.stdout + done.stderr)
         return [source]

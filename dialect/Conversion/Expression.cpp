@@ -356,7 +356,7 @@ Value Kernel::pool(const Row &row, Operation *op, const Indices &at) {
   const Index center = *at.find(axisName);
   Value n = extent(row, of, axisName);
   // Nothing lies past the end of a short last part.
-  if (auto partition = partitionOf(of, axisName); partition && axisName == "slot")
+  if (auto partition = kvplan::partitionOf(of, axisName); partition && axisName == "slot")
     if (const Index *part = at.find("part"))
       n = slotsOf(row, partition, indexValue(*part));
   Value where;

@@ -81,7 +81,7 @@ Value Kernel::keptOf(const Row &row, kvplan::SelectOp op) {
     else if (tensor.hasAxis("token"))
       n = length(row, op.getCache());
     else
-      n = extent(row, writtenTo(op.getScore()), "part");
+      n = extent(row, kvplan::writtenTo(op.getScore()), "part");
     return e.min(e.max(host(row, op.getCount()), e.constant(1)), n);
   });
 }
@@ -205,74 +205,6 @@ Value Kernel::hostMap(const Row &row, kvp::MapOp op) {
 // Extents
 //===------------------------------------------------------------------------------------------===//
 
-Value Kernel::writtenTo(Value buffer) {
-  // A contraction's axes are known by their names; a mask over it reads the buffer itself.
-  for (Operation *user : buffer.getUsers())
-    if (auto contract = dyn_cast<kvplan::ContractOp>(user))
-      if (contract.getBuffer() == buffer)
-        return {};
-  for (Operation *user : buffer.getUsers()) {
-    if (auto store = dyn_cast<kvplan::StoreOp>(user))
-      return store.getValue();
-    if (auto accumulate = dyn_cast<kvplan::AccumulateOp>(user))
-      if (accumulate.getBuffer() == buffer)
-        return accumulate.getValue();
-    if (auto order = dyn_cast<kvplan::OrderOp>(user))
-      if (order.getResult() == buffer)
-        return writtenTo(order.getInput());
-  }
-  return {};
-}
-
-/// The tensor and axis from which an axis of `tensor` comes: through renames, maps and buffers.
-static std::pair<Value, StringRef> originOf(Value tensor, StringRef axis,
-                                            function_ref<Value(Value)> writtenTo) {
-  while (Operation *op = tensor.getDefiningOp()) {
-    if (auto rename = dyn_cast<kvp::RenameOp>(op)) {
-      if (axis == rename.getTo())
-        axis = rename.getFrom();
-      tensor = rename.getInput();
-      continue;
-    }
-    if (auto sort = dyn_cast<kvp::SortOp>(op)) {
-      if (axis == sort.getTo())
-        axis = sort.getAxis();
-      tensor = sort.getInput();
-      continue;
-    }
-    if (auto join = dyn_cast<kvp::JoinOp>(op)) {
-      tensor = axis == join.getAxis() ? join.getLike() : join.getInput();
-      continue;
-    }
-    if (isa<kvp::PartitionOp>(op) && (axis == "part" || axis == "slot"))
-      return {tensor, axis};
-    if (isa<kvp::InputOp, kvp::PositionOp, kvp::CausalOp, kvp::IotaOp, kvp::UniformOp>(op))
-      return {tensor, axis};
-    Value next;
-    if (auto load = dyn_cast<kvplan::LoadOp>(op)) {
-      next = writtenTo(load.getBuffer());
-      if (!next || !cast<kvp::NamedTensorType>(next.getType()).hasAxis(axis))
-        return {tensor, axis};
-    } else {
-      for (Value operand : op->getOperands())
-        if (auto type = dyn_cast<kvp::NamedTensorType>(operand.getType());
-            type && type.hasAxis(axis)) {
-          next = operand;
-          break;
-        }
-    }
-    if (!next)
-      break;
-    tensor = next;
-  }
-  return {tensor, axis};
-}
-
-kvp::PartitionOp Kernel::partitionOf(Value tensor, StringRef axis) {
-  auto [origin, name] = originOf(tensor, axis, [&](Value b) { return writtenTo(b); });
-  return origin.getDefiningOp<kvp::PartitionOp>();
-}
-
 Value Kernel::partsOf(const Row &row, Value n, kvp::PartitionOp op) {
   Value size = e.constant(op.getSize());
   return op.getWhole() ? e.div(n, size) : e.ceilDiv(n, size);
@@ -286,7 +218,7 @@ static Value partitioned(Emitter &e, Value from, Value to) {
 Value Kernel::extent(const Row &row, Value tensor, StringRef name) {
   if (auto fixed = staticExtent(tensor, name))
     return e.constant(*fixed);
-  auto [origin, axis] = originOf(tensor, name, [&](Value b) { return writtenTo(b); });
+  auto [origin, axis] = kvplan::originOf(tensor, name);
   if (auto op = origin.getDefiningOp<kvp::PartitionOp>(); op && axis == "part") {
     Value to = op.getTo() ? host(row, op.getTo()) : extent(row, op.getInput(), op.getAxis());
     Value from = op.getFrom() ? host(row, op.getFrom()) : e.constant(0);
@@ -315,7 +247,7 @@ Value Kernel::extent(const Row &row, Value tensor, StringRef name) {
 }
 
 std::optional<int64_t> Kernel::staticExtent(Value tensor, StringRef name) {
-  auto [origin, axis] = originOf(tensor, name, [&](Value b) { return writtenTo(b); });
+  auto [origin, axis] = kvplan::originOf(tensor, name);
   if (auto op = origin.getDefiningOp<kvp::PartitionOp>())
     if (axis == "slot")
       return op.getSize();
@@ -342,7 +274,7 @@ std::optional<int64_t> Kernel::staticExtent(Value tensor, StringRef name) {
 Value Kernel::bound(const Row &row, Value tensor, StringRef name) {
   if (auto fixed = staticExtent(tensor, name))
     return e.constant(*fixed);
-  auto [origin, axis] = originOf(tensor, name, [&](Value b) { return writtenTo(b); });
+  auto [origin, axis] = kvplan::originOf(tensor, name);
   if (auto op = origin.getDefiningOp<kvp::PartitionOp>(); op && axis == "part")
     return e.ceilDiv(bound(row, op.getInput(), op.getAxis()), e.constant(op.getSize()));
   StringRef base = axis.rtrim('\'');

@@ -113,8 +113,6 @@ private:
   mlir::Value extent(const Row &row, mlir::Value tensor, llvm::StringRef axis);
   mlir::Value bound(const Row &row, mlir::Value tensor, llvm::StringRef axis);
   std::optional<int64_t> staticExtent(mlir::Value tensor, llvm::StringRef axis);
-  kvp::PartitionOp partitionOf(mlir::Value tensor, llvm::StringRef axis);
-  mlir::Value writtenTo(mlir::Value buffer);
 
   // Expression.cpp: one element.
   mlir::Value value(const Row &row, mlir::Value v, const Indices &at);

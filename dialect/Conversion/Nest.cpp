@@ -29,7 +29,7 @@ bool Kernel::isPanel(Value buffer) {
 
 /// A tensor that stands for the axes of a buffer: what is written to it, else a load of it.
 Value Kernel::axesOf(Value buffer) {
-  if (Value written = writtenTo(buffer))
+  if (Value written = kvplan::writtenTo(buffer))
     return written;
   for (Operation *user : buffer.getUsers())
     if (auto load = dyn_cast<kvplan::LoadOp>(user))

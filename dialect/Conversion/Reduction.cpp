@@ -242,7 +242,7 @@ SmallVector<Kernel::Range> Kernel::rangesOf(const Row &row, Value tensor, ArrayR
   SmallVector<Range> ranges;
   for (StringRef axis : axes) {
     Range r{axis.str(), e.constant(0), extent(row, tensor, axis), staticExtent(tensor, axis)};
-    if (auto partition = partitionOf(tensor, axis); partition && axis == "slot") {
+    if (auto partition = kvplan::partitionOf(tensor, axis); partition && axis == "slot") {
       const Index *part = at.find("part");
       if (part && !part->lanes) {
         r.to = slotsOf(row, partition, part->base);
@@ -286,7 +286,7 @@ Value Kernel::reduceOp(const Row &row, kvp::ReduceOp op, const Indices &at) {
   Value limit;
   if (llvm::is_contained(over, "slot"))
     if (const Index *part = at.find("part"); part && part->lanes)
-      if (auto partition = partitionOf(op.getInput(), "slot"))
+      if (auto partition = kvplan::partitionOf(op.getInput(), "slot"))
         limit = slotsOf(row, partition, indexValue(*part));
   auto run = [&](Fold f, Type type, function_ref<Value(const Indices &)> one) {
     return reduceRanges(row, op.getInput(), ranges, f, type, at, [&](const Indices &here) {

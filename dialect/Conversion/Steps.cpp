@@ -91,11 +91,18 @@ Value Kernel::passEntries(const Row &row, kvplan::PassOp op, bool upper) {
   if (axis == "token")
     return upper ? field(row, offsetof(kvpc_call, tokens))
                  : length(row, cacheOfState(op.getOver().getState()));
-  for (Operation &inner : op.getBody().front())
-    for (Value result : inner.getResults())
-      if (auto type = dyn_cast<kvp::NamedTensorType>(result.getType()))
-        if (type.getAxis(axis) == op.getOver())
-          return upper ? bound(row, result, axis) : extent(row, result, axis);
+  // Expressions inside may have the axis in another partition: what the pass makes tells.
+  for (Operation &inner : op.getBody().front()) {
+    Value swept;
+    if (auto store = dyn_cast<kvplan::StoreOp>(inner))
+      swept = store.getValue();
+    else if (auto accumulate = dyn_cast<kvplan::AccumulateOp>(inner))
+      swept = accumulate.getValue();
+    else if (auto statistics = dyn_cast<kvplan::StatisticsOp>(inner))
+      swept = axesOf(statistics.getBuffer());
+    if (swept && cast<kvp::NamedTensorType>(swept.getType()).getAxis(axis) == op.getOver())
+      return upper ? bound(row, swept, axis) : extent(row, swept, axis);
+  }
   error(op, "sweeps over an axis that nothing in it has");
   return e.constant(0);
 }
@@ -289,7 +296,7 @@ void Kernel::select(const Row &row, kvplan::SelectOp op) {
       recordTokens(task, state, target, choose(n, target));
       return;
     }
-    Value chosen = choose(extent(task, writtenTo(op.getScore()), "part"), parts);
+    Value chosen = choose(extent(task, kvplan::writtenTo(op.getScore()), "part"), parts);
     Value count = e.call("kvpc_prim_parts_to_tokens", e.i64(),
                          {parts, chosen, e.constant(*op.getPartSize()), n, target});
     recordTokens(task, state, target, count);

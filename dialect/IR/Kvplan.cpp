@@ -52,22 +52,23 @@ LogicalResult PipelineOp::verify() {
   return success();
 }
 
-/// Names of the axes, in any order.
-static bool sameAxes(NamedTensorType a, NamedTensorType b) {
-  if (a.getAxes().size() != b.getAxes().size())
-    return false;
-  return llvm::all_of(a.getAxes(), [&](AxisAttr x) { return b.getAxis(x.getName()) == x; });
+/// Whether a buffer holds a tensor: its axes in any order, and `head` where each head has its own.
+static bool holds(NamedTensorType buffer, NamedTensorType tensor) {
+  bool own = buffer.hasAxis("head") && !tensor.hasAxis("head");
+  return buffer.getAxes().size() == tensor.getAxes().size() + own &&
+         llvm::all_of(tensor.getAxes(),
+                      [&](AxisAttr axis) { return buffer.getAxis(axis.getName()) == axis; });
 }
 
 LogicalResult LoadOp::verify() {
-  if (sameAxes(getResult().getType(), getBuffer().getType().getTensor()))
+  if (holds(getBuffer().getType().getTensor(), getResult().getType()))
     return success();
   return emitOpError() << "loads " << getResult().getType() << " from a buffer of "
                        << getBuffer().getType();
 }
 
 LogicalResult StoreOp::verify() {
-  if (sameAxes(getValue().getType(), getBuffer().getType().getTensor()))
+  if (holds(getBuffer().getType().getTensor(), getValue().getType()))
     return success();
   return emitOpError() << "stores " << getValue().getType() << " into a buffer of "
                        << getBuffer().getType();
@@ -83,4 +84,72 @@ LogicalResult AccumulateOp::verify() {
     return emitOpError() << "is complete only after the pass: its buffer cannot have `" << over
                          << "` (C2)";
   return success();
+}
+
+//===------------------------------------------------------------------------------------------===//
+// Where axes come from
+//===------------------------------------------------------------------------------------------===//
+
+Value kvpc::kvplan::writtenTo(Value buffer) {
+  // A mask over a contraction works in its buffer.
+  for (Operation *user : buffer.getUsers())
+    if (auto contract = dyn_cast<ContractOp>(user))
+      if (contract.getBuffer() == buffer)
+        return {};
+  for (Operation *user : buffer.getUsers()) {
+    if (auto store = dyn_cast<StoreOp>(user))
+      return store.getValue();
+    if (auto accumulate = dyn_cast<AccumulateOp>(user))
+      if (accumulate.getBuffer() == buffer)
+        return accumulate.getValue();
+    if (auto order = dyn_cast<OrderOp>(user))
+      if (order.getResult() == buffer)
+        return writtenTo(order.getInput());
+  }
+  return {};
+}
+
+std::pair<Value, StringRef> kvpc::kvplan::originOf(Value tensor, StringRef axis) {
+  while (Operation *op = tensor.getDefiningOp()) {
+    if (auto rename = dyn_cast<kvp::RenameOp>(op)) {
+      if (axis == rename.getTo())
+        axis = rename.getFrom();
+      tensor = rename.getInput();
+      continue;
+    }
+    if (auto sort = dyn_cast<kvp::SortOp>(op)) {
+      if (axis == sort.getTo())
+        axis = sort.getAxis();
+      tensor = sort.getInput();
+      continue;
+    }
+    if (auto join = dyn_cast<kvp::JoinOp>(op)) {
+      tensor = axis == join.getAxis() ? join.getLike() : join.getInput();
+      continue;
+    }
+    if (isa<kvp::PartitionOp>(op) && (axis == "part" || axis == "slot"))
+      return {tensor, axis};
+    if (isa<kvp::InputOp, kvp::PositionOp, kvp::CausalOp, kvp::IotaOp, kvp::UniformOp>(op))
+      return {tensor, axis};
+    Value next;
+    if (auto load = dyn_cast<LoadOp>(op)) {
+      next = writtenTo(load.getBuffer());
+      if (!next || !cast<NamedTensorType>(next.getType()).hasAxis(axis))
+        return {tensor, axis};
+    } else {
+      for (Value operand : op->getOperands())
+        if (auto type = dyn_cast<NamedTensorType>(operand.getType()); type && type.hasAxis(axis)) {
+          next = operand;
+          break;
+        }
+    }
+    if (!next)
+      break;
+    tensor = next;
+  }
+  return {tensor, axis};
+}
+
+kvpc::kvp::PartitionOp kvpc::kvplan::partitionOf(Value tensor, StringRef axis) {
+  return originOf(tensor, axis).first.getDefiningOp<kvp::PartitionOp>();
 }

@@ -13,4 +13,18 @@
 #define GET_OP_CLASSES
 #include "dialect/IR/KvplanOps.h.inc"
 
+namespace kvpc::kvplan {
+
+/// What is written to a buffer: a tensor with its axes. Null for a contraction's, whose axes are
+/// known by their names.
+mlir::Value writtenTo(mlir::Value buffer);
+
+/// The tensor and axis from which an axis of `tensor` comes, through renames, maps and buffers.
+std::pair<mlir::Value, llvm::StringRef> originOf(mlir::Value tensor, llvm::StringRef axis);
+
+/// The partition that made axis `part` or `slot` of `tensor`.
+kvp::PartitionOp partitionOf(mlir::Value tensor, llvm::StringRef axis);
+
+} // namespace kvpc::kvplan
+
 #endif

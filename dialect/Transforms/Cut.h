@@ -20,10 +20,12 @@ struct Step {
   enum Kind { Pass, Small, Order, Select } kind = Small;
   kvplan::Space space = kvplan::Space::Head;
   kvp::AxisAttr over;
-  unsigned alone = 0; // not 0: nothing else may join
+  kvp::PartitionOp partition; // that made `over`, of those alike the first
+  unsigned alone = 0;         // not 0: nothing else may join
 
   bool operator==(const Step &o) const {
-    return kind == o.kind && space == o.space && over == o.over && alone == o.alone;
+    return kind == o.kind && space == o.space && over == o.over && partition == o.partition &&
+           alone == o.alone;
   }
 };
 
@@ -38,6 +40,7 @@ struct Root {
   llvm::SmallVector<unsigned> consumers;
   int64_t reuse = 0, leader = 0;
   kvplan::BufferOp buffer, second; // second: 1 / z of statistics
+  bool ownOfHeads = false;         // no axis `head`, and yet each head has its own
   bool inPlace = false;            // shares the buffer of the contraction it masks
   bool axisLast = false;           // entries innermost: rows of whole-row operations
   // Contract: the operands and the factor of the sum.
@@ -63,10 +66,15 @@ private:
   bool stored, recompute;
   std::vector<Root> roots;
   llvm::DenseMap<mlir::Value, unsigned> rootOf;
+  llvm::DenseMap<mlir::Value, unsigned> statisticsOf; // softmax -> root
   llvm::DenseMap<mlir::Value, unsigned> selections; // cache -> step of the selection that made it
 
   // Hold.cpp
-  llvm::DenseMap<mlir::Value, bool> dear;
+  llvm::DenseMap<mlir::Value, bool> dear, own;
+  llvm::DenseMap<int64_t, bool> apart; // cache state -> heads chose its tokens for themselves
+  llvm::SmallVector<kvp::PartitionOp> partitions;
+  bool isApart(kvp::AxisAttr axis) const;
+  bool ownOfHeads(mlir::Value v);
   bool expensive(mlir::Value v);
   bool mustHold(mlir::Value v);
   unsigned add(Root root);

@@ -8,8 +8,10 @@ using kvp::AxisAttr;
 using kvp::NamedTensorType;
 
 /// Axes as a buffer holds them, outermost first: head, the entries, what an entry has.
-static NamedTensorType memoryOrder(NamedTensorType type, bool axisLast) {
+static NamedTensorType memoryOrder(NamedTensorType type, const Root &root) {
   SmallVector<AxisAttr> head, entries, slots, rest;
+  if (root.ownOfHeads)
+    head.push_back(AxisAttr::get(type.getContext(), "head", AxisAttr::kDynamic, 0));
   for (AxisAttr axis : type.getAxes()) {
     StringRef base = axis.getName().rtrim('\'');
     (base == "head"      ? head
@@ -19,11 +21,11 @@ static NamedTensorType memoryOrder(NamedTensorType type, bool axisLast) {
         .push_back(axis);
   }
   SmallVector<AxisAttr> axes(head);
-  if (axisLast)
+  if (root.axisLast)
     llvm::append_range(axes, rest);
   llvm::append_range(axes, entries);
   llvm::append_range(axes, slots);
-  if (!axisLast)
+  if (!root.axisLast)
     llvm::append_range(axes, rest);
   return NamedTensorType::get(type.getContext(), axes, type.getElementType());
 }
@@ -87,9 +89,10 @@ Value Program::evaluate(ImplicitLocOpBuilder &b, Value v, IRMapping &here, const
     here.map(v, outer);
     return outer;
   }
-  auto it = rootOf.find(v);
-  if (it != rootOf.end() && v != root.value) {
-    Root &leaf = roots[it->second];
+  auto it = rootOf.find(v), softmax = statisticsOf.find(v);
+  bool held = it != rootOf.end() && v != root.value;
+  if (held || softmax != statisticsOf.end()) {
+    Root &leaf = roots[held ? it->second : softmax->second];
     auto load = [&](kvplan::BufferOp buffer, NamedTensorType type) -> Value {
       return kvplan::LoadOp::create(b, kvp::inCanonicalOrder(type), buffer.getResult());
     };
@@ -97,6 +100,8 @@ Value Program::evaluate(ImplicitLocOpBuilder &b, Value v, IRMapping &here, const
     if (leaf.kind == Root::Statistics) {
       Value x = v.getDefiningOp()->getOperand(0);
       NamedTensorType rows = leaf.buffer.getType().getTensor();
+      if (leaf.ownOfHeads)
+        rows = rows.without({"head"});
       loaded = kvplan::WeightOp::create(b, v.getType(), evaluate(b, x, here, root),
                                         load(leaf.buffer, rows), load(leaf.second, rows));
     } else {
@@ -129,12 +134,12 @@ void Program::declare(ImplicitLocOpBuilder &b) {
       root.buffer = buffer(tensorOf(root.rows), kvplan::Scope::Call);
     } else if (root.kind == Root::Statistics) {
       NamedTensorType type = tensorOf(root.value).without({root.key.over.getName()});
-      root.buffer = buffer(memoryOrder(type, false), kvplan::Scope::Call);
-      root.second = buffer(memoryOrder(type, false), kvplan::Scope::Call);
+      root.buffer = buffer(memoryOrder(type, root), kvplan::Scope::Call);
+      root.second = buffer(memoryOrder(type, root), kvplan::Scope::Call);
     } else if (root.inPlace) {
       root.buffer = roots[rootOf[root.value.getDefiningOp()->getOperand(1)]].buffer;
     } else {
-      root.buffer = buffer(memoryOrder(tensorOf(root.value), root.axisLast), kvplan::Scope::Call);
+      root.buffer = buffer(memoryOrder(tensorOf(root.value), root), kvplan::Scope::Call);
     }
   }
 }

@@ -125,8 +125,36 @@ bool Program::mustHold(Value v) {
   return heavy && (users > 1 || !entryAxis(type));
 }
 
+/// Whether heads chose the entries of this axis for themselves, perhaps in different numbers.
+bool Program::isApart(AxisAttr axis) const {
+  return isEntryAxis(axis.getName()) && apart.lookup(axis.getState());
+}
+
+/// Whether a value without axis `head` is another for each head: one over survivors that heads
+/// chose apart, or that counts them.
+bool Program::ownOfHeads(Value v) {
+  if (auto it = own.find(v); it != own.end())
+    return it->second;
+  own[v] = false;
+  bool result = false;
+  if (auto type = dyn_cast<NamedTensorType>(v.getType()); type && !type.hasAxis("head"))
+    result = llvm::any_of(type.getAxes(), [&](AxisAttr axis) { return isApart(axis); });
+  if (Operation *op = v.getDefiningOp(); op && !isa<kvp::CacheType>(v.getType())) {
+    if (auto dim = dyn_cast<kvp::DimOp>(op))
+      result |=
+          dim.getDim() == kvp::Dim::Length && apart.lookup(dim.getCache().getType().getState());
+    else if (auto extent = dyn_cast<kvp::ExtentOp>(op))
+      result |= isApart(tensorOf(extent.getLike()).getAxis(extent.getAxis()));
+    for (Value operand : op->getOperands())
+      result |= ownOfHeads(operand);
+  }
+  return own[v] = result;
+}
+
 unsigned Program::add(Root root) {
   unsigned index = roots.size();
+  if (root.value)
+    root.ownOfHeads = !tensorOf(root.value).hasAxis("head") && ownOfHeads(root.value);
   if (root.value)
     rootOf[root.value] = index;
   roots.push_back(std::move(root));
@@ -137,9 +165,18 @@ unsigned Program::add(Root root) {
 Step Program::keyOf(Value v) {
   Step key;
   NamedTensorType type = tensorOf(v);
-  key.space = type.hasAxis("head") ? kvplan::Space::Head : kvplan::Space::Batch;
+  key.space = type.hasAxis("head") || ownOfHeads(v) ? kvplan::Space::Head : kvplan::Space::Batch;
   key.over = entryAxis(type);
   key.kind = key.over ? Step::Pass : Step::Small;
+  if (auto partition = key.over ? kvplan::partitionOf(v, key.over.getName()) : kvp::PartitionOp()) {
+    auto alike = llvm::find_if(partitions, [&](kvp::PartitionOp other) {
+      return other.getSize() == partition.getSize() && other.getWhole() == partition.getWhole() &&
+             other.getFrom() == partition.getFrom() && other.getTo() == partition.getTo();
+    });
+    if (alike == partitions.end())
+      alike = partitions.insert(alike, partition);
+    key.partition = *alike;
+  }
   return key;
 }
 
@@ -197,14 +234,28 @@ bool Program::holdContraction(kvp::DotOp op) {
   return true;
 }
 
+/// Heads that chose apart meet here, and what they bring was counted by each for itself.
+static bool crossesHeads(Operation &op) {
+  if (auto reduce = dyn_cast<kvp::ReduceOp>(op))
+    return llvm::is_contained(kvp::axisNames(reduce.getOver()), "head");
+  auto axis = op.getAttrOfType<StringAttr>("axis");
+  return axis && axis.getValue() == "head";
+}
+
 LogicalResult Program::holdOp(Operation &op) {
+  if (crossesHeads(op) && ownOfHeads(op.getOperand(0)))
+    return op.emitError("`length` meets other heads here, which have another; this is not compiled "
+                        "yet [kv-not-implemented]");
   if (isa<kvp::TopkOp, kvp::MaskOp>(op)) {
     Root root{Root::Select};
     root.selection = &op;
     root.key.kind = Step::Select;
-    if (auto topk = dyn_cast<kvp::TopkOp>(op))
+    if (auto topk = dyn_cast<kvp::TopkOp>(op)) {
       root.reuse = topk.getReuse().value_or(0);
-    else
+      if (topk.getElementAxis() == "channel" && ownOfHeads(topk.getCount()))
+        return op.emitError("heads would keep different numbers of channels, which is not compiled "
+                            "yet [kv-not-implemented]");
+    } else
       root.reuse = cast<kvp::MaskOp>(op).getReuse().value_or(0);
     add(root);
     return success();
@@ -235,7 +286,20 @@ LogicalResult Program::holdOp(Operation &op) {
   if (auto softmax = dyn_cast<kvp::SoftmaxOp>(op)) {
     root.kind = Root::Statistics;
     root.key = keyOf(softmax.getInput());
-    add(root);
+    unsigned statistics = add(root);
+    statisticsOf[v] = statistics;
+    // Weights are computed again where they are used, except by what reads memory.
+    if (llvm::any_of(v.getUsers(), [&](Operation *user) {
+          return isa<kvp::TopkOp, kvp::MaskOp, kvp::ReturnOp>(user) || isWholeRow(user) ||
+                 readsNeighbours(user, v);
+        })) {
+      Root weights{Root::Store};
+      weights.value = v;
+      weights.key = keyOf(v);
+      weights.after = {statistics};
+      weights.axisLast = llvm::any_of(v.getUsers(), isWholeRow);
+      add(weights);
+    }
     return success();
   }
   if (auto reduce = dyn_cast<kvp::ReduceOp>(op)) {
@@ -276,6 +340,13 @@ LogicalResult Program::holdOp(Operation &op) {
 
 LogicalResult Program::hold() {
   for (Operation &op : press.getBody().front()) {
+    if (auto topk = dyn_cast<kvp::TopkOp>(op))
+      apart[topk.getResult().getType().getState()] =
+          apart[topk.getCache().getType().getState()] ||
+          (topk.getElementAxis() != "channel" && tensorOf(topk.getScore()).hasAxis("head"));
+    else if (auto mask = dyn_cast<kvp::MaskOp>(op))
+      apart[mask.getResult().getType().getState()] = apart[mask.getCache().getType().getState()] ||
+                                                     tensorOf(mask.getCondition()).hasAxis("head");
     // A program may select by a weight, which no operation made.
     if (isa<kvp::TopkOp, kvp::MaskOp, kvp::ReturnOp>(op))
       for (Value operand : op.getOperands())

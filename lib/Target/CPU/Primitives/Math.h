@@ -175,9 +175,8 @@ KVPC_INLINE F erf(F x) {
 }
 
 template <typename F>
-KVPC_INLINE F gelu(F x) {
-  F y = x * F(0.5f) * (F(1.0f) + erf(x * F(0.707106781f)));
-  return x == F(-kInfinity) ? F(-0.0f) : y;
+KVPC_INLINE F gelu(F x) { // of -inf: NaN, as torch's
+  return x * F(0.5f) * (F(1.0f) + erf(x * F(0.707106781f)));
 }
 
 /// log2 |x| to about 1e-14, with numbers in place of infinities so that 0 * y is 0.

@@ -35,7 +35,7 @@ press a() = uniform(8, [head, token]) |> chunk(20) |> topk(keep(6))
 press b() = uniform(9, [head, token]) |> topk(drop(0.57))
 press m() = compose(a(), b())
 """,
-    # What has no head holds for the head that kept most.
+    # What has no head is each head's own there.
     "protect_after_a_ragged_selection": """
 press a() = mask(minimum(keys.norm(channel) / 4, uniform(1, [head, token])) > 0.2)
 press m() = compose(a(), keys.norm(channel).protect(position >= 33) |> topk(keep(3)))
@@ -64,27 +64,6 @@ press m() =
 press a() = uniform(4, [head, token]) |> topk(drop(0.83))
 press m() = compose(a(), keys.norm(channel).partition(token, 16).join(fill = 0) |> chunk(5) |> topk(keep(6)))
 """,
-}
-
-
-# Seeds and corners that are still wrong, and why.
-TWO_SIZES = "two part sizes in one pass give wrong parts"
-NO_HEAD = "softmax over tokens of a value without head crashes the compiler"
-GELU = "gelu(-inf) is 0 compiled and NaN by the reference"
-KNOWN = {
-    41: TWO_SIZES + ", and the tail of whole parts",
-    77: GELU,
-    86: NO_HEAD,
-    93: GELU,
-    165: TWO_SIZES,
-    172: NO_HEAD,
-    "ragged_length": "the reference takes the longest head's length, compiled code each head's own",
-    "protect_after_a_ragged_selection": "values without head are computed for one head's count",
-    "gelu_of_minus_infinity": GELU,
-    "softmax_without_head": NO_HEAD,
-    "tail_of_whole_parts": "what join fills is lost where parts of the same size follow",
-    "parts_of_two_sizes": TWO_SIZES,
-    "parts_of_two_sizes_after_a_selection": TWO_SIZES,
 }
 
 
@@ -122,11 +101,10 @@ def compiled(programs, level):
 def run_group(seeds):
     programs = {seed: program(seed) for seed in seeds}
     modules = {}
-    well = [one for seed, one in programs.items() if seed not in KNOWN]
     try:
         for level in ("O0", "O2"):
-            module = compiled(well, level)
-            modules |= {(seed, level): module for seed in seeds if seed not in KNOWN}
+            module = compiled(programs.values(), level)
+            modules |= {(seed, level): module for seed in seeds}
     except kvpc.CompileError:
         modules = {}  # one of them is to blame: each by itself
     outcomes = {}
@@ -259,20 +237,13 @@ def check(one, modules):
         plain = (out, given)
 
 
-def marked(names):
-    """Each name, and as a strict xfail where it is known to be wrong: mended, it must be taken out."""
-    for name in names:
-        marks = pytest.mark.xfail(strict=True, reason=KNOWN[name]) if name in KNOWN else ()
-        yield pytest.param(name, marks=marks)
-
-
-@pytest.mark.parametrize("seed", marked(range(COUNT)))
+@pytest.mark.parametrize("seed", range(COUNT))
 def test_program(groups, seed):
     wrong = groups.outcome(seed)
     assert wrong is None, f"seed {seed}: {wrong}"
 
 
-@pytest.mark.parametrize("name", marked(CORNERS))
+@pytest.mark.parametrize("name", CORNERS)
 def test_corner(tmp_path, monkeypatch, name):
     monkeypatch.setenv("KVPC_CACHE", str(tmp_path))
     source = CORNERS[name]
