@@ -67,7 +67,7 @@ def ask(model, tokenizer, prompt, opening, press=None):
     answer = tokenizer.decode(out.sequences[0, ids.shape[1] :], skip_special_tokens=True)
     prefixes = [layer.prefix for layer in cache.layers if isinstance(layer, KVLayer)]
     counts = torch.stack([p.lengths for p in prefixes]) if press else torch.tensor(prompt.shape[1])
-    width = {p.keys.shape[3] for p in prefixes} or {model.config.head_dim}
+    width = {p.keys.shape[-1] for p in prefixes} or {model.config.head_dim}
     return {
         "tokens": span(int(counts.min()), int(counts.max())),
         "channels": span(min(width), max(width)),

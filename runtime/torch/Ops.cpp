@@ -107,6 +107,15 @@ std::tuple<at::Tensor, at::Tensor> selectOp(const at::Tensor &scores,
   return select(scores, isProtected, drop, keep, lengths, padRight);
 }
 
+at::Tensor attendOp(const at::Tensor &queries, const at::Tensor &prefixKeys,
+                    const at::Tensor &prefixValues, const OptionalTensor &offsets,
+                    const OptionalTensor &channels, const OptionalTensor &rows,
+                    const at::Tensor &keys, const at::Tensor &values, const OptionalTensor &mask,
+                    double scale) {
+  return attend(queries, {prefixKeys, prefixValues, offsets, channels, rows}, keys, values, mask,
+                scale);
+}
+
 std::string version() { return KVPC_VERSION; }
 
 void define(::torch::Library &m) {
@@ -131,6 +140,9 @@ void define(::torch::Library &m) {
         ", str press) -> (Tensor scores, Tensor protected)");
   m.def("select(Tensor scores, Tensor? protected, float? drop, int? keep, Tensor? lengths, "
         "bool pad_right) -> (Tensor indices, Tensor counts)");
+  m.def("attend(Tensor queries, Tensor prefix_keys, Tensor prefix_values, Tensor? offsets, "
+        "Tensor? channels, Tensor? rows, Tensor keys, Tensor values, Tensor? mask, float scale)"
+        " -> Tensor");
 }
 
 /// For every device: where there is no code for it, we say so ourselves.
@@ -140,6 +152,7 @@ void implement(::torch::Library &m) {
   m.impl("compress_", compressInPlaceOp);
   m.impl("scores", scoresOp);
   m.impl("select", selectOp);
+  m.impl("attend", attendOp);
 }
 
 /// A second copy of this library in the process, from another folder or linked into a program, must

@@ -105,15 +105,23 @@ def test_second_prompt(name, kind, padded):
     assert all(len(rows) == 2 for rows in press.log.values())  # not compressed again
 
 
+@pytest.mark.parametrize("kind", ["chunk", "all"])
 @torch.no_grad()
-def test_second_prompt_in_turns(monkeypatch):
-    """A long second prompt does not hold the logits of all its queries at once."""
+def test_in_plain_torch(monkeypatch, kind):
+    """What the operator does not take, here f64, is as right; and a long second prompt does not hold
+    the logits of all its queries at once."""
     monkeypatch.setattr("kvpc.attend.LOGITS_AT_ONCE", 1000)
-    model, press, cache, ids = make(), OraclePress("all"), DynamicCache(), text(70, 2)
+    model, press, cache, ids = make().double(), OraclePress(kind), DynamicCache(), text(70, 2)
+    mask = torch.ones_like(ids)
+    mask[0, :9], mask[0, 55:57] = 0, 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    got = []
     with press(model):
-        model(ids[:, :40], past_key_values=cache)
-        got = model(ids[:, 40:], past_key_values=cache).logits
-    close(got, oracle_logits(model, press.log, ids, 40)[:, 40:])
+        for a, b in [(0, 40), (40, 69), (69, 70)]:
+            options = {"attention_mask": mask[:, :b], "position_ids": positions[:, a:b]}
+            got.append(model(ids[:, a:b], past_key_values=cache, **options).logits)
+    want = oracle_logits(model, press.log, ids, 40, mask)
+    close(torch.cat(got, 1)[mask.bool()], want[mask.bool()], 1e-9)
 
 
 # generate() with only the new tokens: from transformers 5.23 on

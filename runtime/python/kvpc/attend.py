@@ -1,8 +1,15 @@
-"""Attention over a compressed prefix and a dense tail, in plain torch."""
+"""Attention over a compressed prefix and a dense tail.
+
+On the CPU in f32 and bf16 by the operator of runtime/torch, which reads each entry once and takes
+no room for heads that keep fewer; anywhere else, and where gradients are wanted, in plain torch.
+"""
 
 import torch
 
-# Logits are held for all queries of a call at once; more than this many are taken in turns.
+from .cache import Prefix
+
+# In plain torch logits are held for all queries of a call at once; more than this many are taken
+# in turns.
 LOGITS_AT_ONCE = 1 << 26
 
 
@@ -16,6 +23,51 @@ def attend(queries, prefix, keys, values, mask, scale):
              causal order
     Returns [batch, query, query head, channel].
     """
+    if _native(queries, prefix, keys, values):
+        kept = prefix.keys, prefix.values, prefix.offsets, prefix.channels, prefix.index
+        return torch.ops.kvpc.attend(queries, *kept, keys, values, mask, scale)
+    if prefix.offsets is None:
+        return _dense(queries, prefix, keys, values, mask, scale)
+    groups = queries.shape[1] // prefix.heads
+    out = []
+    for row in range(queries.shape[0]):
+        at, seen = slice(row, row + 1), mask
+        if mask is not None and mask.shape[0] > 1:
+            seen = mask[at]
+        for head in range(prefix.heads):
+            own = slice(head, head + 1)
+            part = _dense(
+                queries[at, head * groups : (head + 1) * groups],
+                _one_head(prefix, row, head),
+                keys[at, own],
+                values[at, own],
+                seen,
+                scale,
+            )
+            out.append(part)
+    out = torch.cat(out, 2)  # [1, query, row * query head, channel]
+    return out.unflatten(2, (queries.shape[0], -1))[0].transpose(0, 1).contiguous()
+
+
+def _native(queries, *others):
+    prefix, keys, values = others
+    if queries.device.type != "cpu" or queries.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    taken = (queries, keys, values, prefix.keys, prefix.values)
+    if any(x.dtype != queries.dtype for x in taken):
+        return False
+    return not (torch.is_grad_enabled() and any(x.requires_grad for x in taken))
+
+
+def _one_head(prefix, row, head):
+    keys, values, tokens = (x[None, None] for x in prefix.head(row, head))
+    channels = prefix.channels
+    if channels is not None:
+        channels = channels[prefix.rows[row], head][None, None]
+    return Prefix.of_parts(keys, values, tokens, None, channels, 1, [0])
+
+
+def _dense(queries, prefix, keys, values, mask, scale):
     batch, query_heads, count, width = queries.shape
     heads, tail = keys.shape[1:3]
     groups = query_heads // heads
@@ -26,7 +78,7 @@ def attend(queries, prefix, keys, values, mask, scale):
         at_once = max(1, LOGITS_AT_ONCE // (batch * query_heads * (prefix.keys.shape[2] + tail)))
         if count > at_once:
             parts = zip(queries.split(at_once, 2), mask.split(at_once, 2))
-            return torch.cat([attend(q, prefix, keys, values, m, scale) for q, m in parts], 1)
+            return torch.cat([_dense(q, prefix, keys, values, m, scale) for q, m in parts], 1)
 
     rows = queries.reshape(batch, heads, groups * count, width)
     late = rows @ keys.transpose(2, 3)
@@ -34,26 +86,24 @@ def attend(queries, prefix, keys, values, mask, scale):
         hidden = ~mask[:, :, None]
         late = late.view(batch, heads, groups, count, tail)
         late = late.masked_fill(hidden, torch.finfo(late.dtype).min).flatten(2, 3)
-    logits = torch.cat([_logits(rows, prefix), late], -1).float().mul_(scale)
-    weights = logits.softmax(-1).to(queries.dtype)
+    logits = torch.cat([_logits(rows, prefix), late], -1)
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    weights = (logits * scale).softmax(-1).to(queries.dtype)
     kept = prefix.keys.shape[2]
     out = _mix(weights[..., :kept], prefix) + weights[..., kept:] @ values
     return out.reshape(batch, query_heads, count, -1).transpose(1, 2).contiguous()
 
 
 def _logits(rows, prefix):
-    keys, channels, missing = prefix.keys, prefix.channels, prefix.missing
+    keys, channels = prefix.keys, prefix.channels
     if prefix.index is not None:
-        keys, channels, missing = (
-            x if x is None else x.index_select(0, prefix.index) for x in (keys, channels, missing)
-        )
+        keys = keys.index_select(0, prefix.index)
+        channels = None if channels is None else channels.index_select(0, prefix.index)
     rows = _fold(rows, prefix.shared)
     if channels is not None:
         rows = rows.gather(3, channels[:, :, None].expand(-1, -1, rows.shape[2], -1))
-    logits = rows @ keys.transpose(2, 3)
-    if missing is not None:
-        logits = logits.masked_fill(missing, torch.finfo(logits.dtype).min)
-    return _unfold(logits, prefix.shared)
+    return _unfold(rows @ keys.transpose(2, 3), prefix.shared)
 
 
 def _mix(weights, prefix):

@@ -11,49 +11,78 @@ import torch
 class Prefix:
     """The kept entries of a prompt, one set per distinct batch row and KV head.
 
-    keys      [row, head, kept, D']: D' < D where channels were dropped
-    values    [row, head, kept, D]
-    tokens    int32 [row, head, kept]: positions in the prompt as given, padding included; -1 where
-              a head has fewer
+    Where all heads keep as many, entries are [row, head, kept]; where counts differ, those of all
+    rows and heads lie one after the other and nothing is padded: [entry].
+
+    keys      [row, head, kept, D'] or [entry, D']: D' < D where channels were dropped
+    values    [row, head, kept, D] or [entry, D]
+    tokens    int32 [row, head, kept] or [entry]: positions in the prompt as given, padding included
+    offsets   None, or int64 [row * head + 1]: where each row and head begins, and the end
     channels  int64 [row, head, D'] or None: which channels of a whole key these are
-    missing   bool [row, head, 1, kept] or None: entries that do not exist; None where all counts
-              are equal
+    heads     how many
     rows      for every batch row the prefix row it reads; several may share one (beams of one
               prompt)
     """
 
-    def __init__(self, keys, values, tokens, channels=None, rows=None):
-        missing = tokens < 0
-        if missing.any():
-            used = (~missing).flatten(0, 1).any(0)
-            if not used.all():  # the press returned room for an upper bound
-                index = used.nonzero()[:, 0]
-                keys, values, tokens, missing = (
-                    x.index_select(2, index) for x in (keys, values, tokens, missing)
+    def __init__(self, keys, values, tokens, channels=None):
+        self.channels, self.heads, self.offsets = channels, keys.shape[1], None
+        present = tokens >= 0
+        counts = present.sum(-1).flatten()
+        if (counts == counts[:1]).all():
+            if int(counts[0]) < tokens.shape[2]:  # the press returned room for an upper bound
+                keys, values, tokens = (
+                    x[:, :, : int(counts[0])].clone() for x in (keys, values, tokens)
                 )
-        self.keys, self.values = keys, values
-        self.tokens = _narrow(tokens)
-        self.channels = channels
-        self.missing = missing[:, :, None] if missing.any() else None
-        self._arrange(list(range(keys.shape[0])) if rows is None else rows)
+            self.keys, self.values, self.tokens = keys, values, _narrow(tokens)
+        else:
+            self.keys, self.values = keys[present], values[present]
+            self.tokens = tokens[present].to(torch.int32)
+            self.offsets = _offsets(counts)
+        self._arrange(list(range(keys.shape[0])))
+
+    @classmethod
+    def of_parts(cls, keys, values, tokens, offsets, channels, heads, rows):
+        """From the tensors of another one, as they are."""
+        out = object.__new__(cls)
+        out.keys, out.values, out.tokens, out.offsets = keys, values, tokens, offsets
+        out.channels, out.heads = channels, heads
+        out._arrange(rows)
+        return out
 
     def _arrange(self, rows):
         """shared: how many successive batch rows read one prefix row; index: any other order, else
         None."""
-        count = self.keys.shape[0]
+        count = self.count()
         self.rows, self.shared, self.index = rows, len(rows) // count, None
         if rows != [row for row in range(count) for _ in range(self.shared)]:
             self.shared, self.index = 1, torch.tensor(rows, device=self.keys.device)
 
+    def count(self):
+        """Distinct rows."""
+        if self.offsets is None:
+            return self.keys.shape[0]
+        return (self.offsets.shape[0] - 1) // self.heads
+
     @property
     def lengths(self):
         """How many entries every batch row and head keeps, int64 [batch, head]."""
-        counts = (self.tokens >= 0).sum(-1)
-        return counts[torch.tensor(self.rows, device=counts.device)]
+        if self.offsets is None:
+            counts = torch.full((self.count(), self.heads), self.keys.shape[2])
+        else:
+            counts = self.offsets.diff().view(-1, self.heads).cpu()
+        return counts[torch.tensor(self.rows)]
+
+    def head(self, row, head):
+        """(keys [kept, D'], values, tokens) of one head of one batch row; views."""
+        row = self.rows[row]
+        if self.offsets is None:
+            return tuple(x[row, head] for x in (self.keys, self.values, self.tokens))
+        begin, end = self.offsets[row * self.heads + head :][:2].tolist()
+        return tuple(x[begin:end] for x in (self.keys, self.values, self.tokens))
 
     def tensors(self):
         """All that takes memory."""
-        optional = (self.channels, self.missing, self.index)
+        optional = (self.channels, self.offsets, self.index)
         return [self.keys, self.values, self.tokens, *(x for x in optional if x is not None)]
 
     def __deepcopy__(self, memo):
@@ -64,23 +93,33 @@ class Prefix:
         entry twice."""
         rows = [self.rows[i] for i in index]
         used = sorted(set(rows))
-        out = object.__new__(Prefix)
-        out.__dict__.update(self.__dict__)
-        if len(used) < self.keys.shape[0]:
+        parts = {n: getattr(self, n) for n in ("keys", "values", "tokens", "offsets", "channels")}
+        if len(used) < self.count():
             keep = torch.tensor(used, device=self.keys.device)
-            for name in ("keys", "values", "tokens", "channels", "missing"):
-                value = getattr(self, name)
-                setattr(out, name, None if value is None else value.index_select(0, keep))
+            entries = keep
+            if self.offsets is not None:
+                counts = self.offsets.diff().view(-1, self.heads)
+                chosen = torch.zeros_like(counts, dtype=torch.bool)
+                chosen[keep] = True
+                entries = chosen.flatten().repeat_interleave(counts.flatten()).nonzero()[:, 0]
+                parts["offsets"] = _offsets(counts[keep].flatten())
+            for name in ("keys", "values", "tokens"):
+                parts[name] = parts[name].index_select(0, entries)
+            if self.channels is not None:
+                parts["channels"] = self.channels.index_select(0, keep)
             rows = [used.index(row) for row in rows]
-        out._arrange(rows)
-        return out
+        return Prefix.of_parts(**parts, heads=self.heads, rows=rows)
+
+
+def _offsets(counts):
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 def _narrow(tokens):
     """Positions in half the memory, once where all heads keep the same."""
-    first = tokens[:, :1]
-    tokens = first if tokens.shape[1] > 1 and (tokens == first).all() else tokens
-    return tokens.to(torch.int32).expand(-1, tokens.shape[1], -1)
+    heads, first = tokens.shape[1], tokens[:, :1]
+    tokens = first if heads > 1 and (tokens == first).all() else tokens
+    return tokens.to(torch.int32).expand(-1, heads, -1)
 
 
 class Layer:

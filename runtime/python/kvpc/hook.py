@@ -28,6 +28,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from . import library
 from .attend import attend, unrotate
 from .cache import Layer, Prefix
 from .errors import Error
@@ -477,6 +478,7 @@ def attach(model, press=None, prompt_tokens=None):
     caches that are compressed already (loaded ones, or another instance's) can be read. Compressed
     caches stay readable after the `with`.
     """
+    library.ops()  # attention's operator: a tracer cannot load a library
     with _lock:
         hook = Hook.of(model)
         if hook.entered:

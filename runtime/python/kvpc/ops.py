@@ -128,6 +128,13 @@ def _select(scores, protected, drop, keep, lengths, pad_right):
     )
 
 
+def _attend(
+    queries, prefix_keys, prefix_values, offsets, channels, rows, keys, values, mask, scale
+):  # fmt: skip
+    batch, heads, count, _ = queries.shape
+    return queries.new_empty((batch, count, heads, values.shape[3]))
+
+
 def register():
     """Called once, after the library is loaded."""
     for name, kernel in (
@@ -136,5 +143,6 @@ def register():
         ("compress_", _compress_in_place),
         ("scores", _scores),
         ("select", _select),
+        ("attend", _attend),
     ):
         torch.library.register_fake(f"kvpc::{name}", kernel)

@@ -104,6 +104,28 @@ private:
   std::vector<at::Tensor> weights; // f32, contiguous, `layer` first, in the header's order
 };
 
+/// What a press left of a prompt, for `attend`.
+struct KVPC_TORCH_API Prefix {
+  at::Tensor keys,
+      values; // [row, head, entry, channel], or [entry, channel] of all one after other
+  std::optional<at::Tensor> offsets;  // int64 [row * head + 1]: where each one's entries begin
+  std::optional<at::Tensor> channels; // int64 [row, head, channel of keys]: which these are
+  std::optional<at::Tensor> rows; // int64 [batch]: whose prefix each batch row reads; none: equal
+                                  // shares, in order
+  /// Takes no room for entries that a head does not have.
+  static Prefix of(const Output &output);
+};
+
+/// One softmax over what a prompt left and the whole tokens that came later, on the CPU, in f32 or
+/// bf16 with sums in f32. Nothing of it depends on the number of threads.
+///   queries       [batch, query head, query, channel]
+///   keys, values  [batch, head, token, channel], the tail; ends with the tokens of these queries
+///   mask          of the tail: bool [batch or 1, 1, query, token], true where seen; none: causal
+/// Returns [batch, query, query head, channel].
+KVPC_TORCH_API at::Tensor attend(const at::Tensor &queries, const Prefix &prefix,
+                                 const at::Tensor &keys, const at::Tensor &values,
+                                 const std::optional<at::Tensor> &mask, double scale);
+
 /// Frees the calling thread's workspace, which is otherwise kept for its next call.
 KVPC_TORCH_API void releaseWorkspace();
 
