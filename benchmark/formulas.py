@@ -1,0 +1,176 @@
+"""The scores of the library's presses in plain PyTorch: what torch.compile gets, and in f32 the
+reference of what is kept. Written as kvpress writes them, without its module and rotary embedding.
+
+A score is a function of (given, keys): higher stays, inf always stays.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class Given:
+    """Inputs of a call: keys, values [1, head, token, channel], queries [1, query head, query,
+    channel], filters [layer, head, channel]; the call is of layer `layer` of `layers`.
+
+    wide: the formulas multiply in f32 whatever the dtype is, for machines that are slow at others.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    queries: torch.Tensor
+    filters: torch.Tensor
+    layer: int = 0
+    layers: int = 1
+    wide: bool = False
+
+    def tensors(self):
+        return self.keys, self.values, self.queries, self.filters
+
+    def float(self):
+        return Given(*(x.float() for x in self.tensors()), self.layer, self.layers)
+
+
+def knorm(given, keys):
+    return -torch.linalg.vector_norm(keys, dim=-1, dtype=torch.float32)
+
+
+def streaming_llm(given, keys, sink=4):
+    # The newest have the highest position.
+    position = torch.arange(keys.shape[2], dtype=torch.float32)
+    return position.masked_fill(position < sink, math.inf).expand(keys.shape[:3])
+
+
+def keydiff(given, keys):
+    anchor = F.normalize(keys, p=2, dim=-1).mean(dim=2, keepdim=True)
+    return -F.cosine_similarity(keys, anchor, dim=-1)
+
+
+def qfilter(given, keys):
+    return -(given.filters[given.layer][None, :, None].to(keys.dtype) * keys).sum(dim=-1)
+
+
+def attention(given, keys, window):
+    """Of the last queries on what lies before them [batch, head, group and query, token]."""
+    queries = given.queries[:, :, -window:].unflatten(1, (keys.shape[1], -1)).flatten(2, 3)
+    if given.wide:
+        queries, keys = queries.float(), keys.float()
+    logits = queries @ keys.transpose(-1, -2) / math.sqrt(keys.shape[-1])
+    later = torch.ones(window, keys.shape[2], dtype=torch.bool).triu(keys.shape[2] - window + 1)
+    logits = logits.unflatten(2, (-1, window)).masked_fill(later, -math.inf).flatten(2, 3)
+    return logits.softmax(-1, dtype=torch.float32).to(keys.dtype)[..., :-window]
+
+
+def snapkv(given, keys, window=64, kernel=5):
+    if keys.shape[2] <= window:
+        return torch.full(keys.shape[:3], math.inf)
+    scores = attention(given, keys, window).mean(2)
+    scores = F.avg_pool1d(scores, kernel, stride=1, padding=kernel // 2)
+    return F.pad(scores, (0, window), value=math.inf)
+
+
+def tova(given, keys):
+    scores = attention(given, keys, 1).mean((1, 2))
+    return F.pad(scores, (0, 1), value=math.inf)[:, None].expand(keys.shape[:3])
+
+
+def chunk_means(scores, size):
+    """Of runs of tokens, over all heads; the last run may be short."""
+    total = scores.sum(1)
+    short = -total.shape[-1] % size
+    count = torch.full((total.shape[-1] // size + bool(short),), float(size))
+    count[-1] -= short
+    return F.pad(total, (0, short)).unflatten(-1, (-1, size)).sum(-1) / count.to(total.dtype)
+
+
+def think(given, keys, window=32):
+    queries = given.queries[:, :, -window:].unflatten(1, (keys.shape[1], -1))
+    return (queries**2).mean((2, 3)) * (keys**2).mean(2)
+
+
+def gathered(index, *tensors):
+    return tuple(x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[3])) for x in tensors)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Each head keeps its best tokens; `kept(given, tokens)` of them. They need their order where
+    another stage has a window."""
+
+    score: callable
+    kept: callable
+    ordered: bool = False
+
+    def scores(self, given, keys):
+        return self.score(given, keys)
+
+    def __call__(self, given, keys, values):
+        index = self.scores(given, keys).topk(self.kept(given, keys.shape[2])).indices
+        index = (index.sort(-1).values if self.ordered else index)[..., None]
+        return gathered(index, keys, values)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All heads keep the same best runs of tokens."""
+
+    score: callable
+    size: int
+    kept: callable
+
+    def scores(self, given, keys):
+        return chunk_means(self.score(given, keys), self.size)
+
+    def __call__(self, given, keys, values):
+        scores = self.scores(given, keys)
+        best = scores.topk(self.kept(given, scores.shape[-1])).indices.sort(-1).values
+        index = (best[..., None] * self.size + torch.arange(self.size)).flatten(1)
+        # Of a short last run the entries that are none come last. One batch row is meant.
+        index = index[:, None, : int((index < keys.shape[2]).sum()), None]
+        return gathered(index, keys, values)
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Each head keeps its best channels; the others become zero."""
+
+    score: callable
+    kept: callable
+
+    def scores(self, given, keys):
+        return self.score(given, keys)
+
+    def __call__(self, given, keys, values):
+        best = self.scores(given, keys).topk(self.kept(given, keys.shape[3])).indices
+        held = torch.zeros_like(keys[:, :, 0]).scatter(-1, best, 1)
+        return keys * held[:, :, None], values
+
+
+def compress(stages, given):
+    """(keys, values) after all stages."""
+    keys, values = given.keys, given.values
+    for stage in stages:
+        keys, values = stage(given, keys, values)
+    return keys, values
+
+
+def share(ratio):
+    """The count of a budget that drops `ratio`."""
+    return lambda given, n: max(1, int(n * (1 - ratio)))
+
+
+def pyramid(ratio, window=64, beta=20):
+    """The count of pyramidkv."""
+
+    def kept(given, n):
+        mean = n * (1 - ratio)
+        top = min(2 * mean - mean / beta, n - window)
+        low = 2 * mean - top
+        slope = (top - low) / max(given.layers - 1, 1)
+        straight = top >= low >= window
+        return max(1, round(top - given.layer * slope if straight else mean))
+
+    return kept

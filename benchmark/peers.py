@@ -1,0 +1,81 @@
+"""What ours is compared with: kvpress as it is, and torch.compile of the same formulas.
+
+kvpress patches transformers when it is imported, and is no part of kvpc: it is imported here alone.
+"""
+
+import logging
+import warnings
+from dataclasses import replace
+from types import SimpleNamespace
+
+import torch
+from formulas import compress
+
+torch._logging.set_logs(all=logging.ERROR)  # a count that depends on data is no news
+
+
+def attention_module(given):
+    """What a press of kvpress asks of the model's attention, and its arguments.
+
+    Its queries are the ones given: the projection passes them through, and so does a rotation by
+    nothing.
+    """
+    channels = given.keys.shape[3]
+    module = SimpleNamespace(
+        config=SimpleNamespace(
+            num_attention_heads=given.queries.shape[1],
+            num_key_value_heads=given.keys.shape[1],
+            num_hidden_layers=given.layers,
+        ),
+        head_dim=channels,
+        layer_idx=given.layer,
+        q_proj=lambda hidden: hidden,
+    )
+    flat = given.queries.transpose(1, 2).flatten(2)
+    hidden = torch.cat([torch.zeros_like(flat[:, :1]), flat], 1)  # it wants more than the window
+    rotary = (torch.ones_like(hidden[..., :channels]), torch.zeros_like(hidden[..., :channels]))
+    return module, hidden, {"position_embeddings": rotary, "hidden_states": hidden}
+
+
+def kvpress_call(presses, given):
+    """A function of (keys, values) that runs these presses, one on what the other left."""
+    module, hidden, rest = attention_module(given)
+
+    def call(keys, values):
+        with torch.no_grad():
+            for press in presses:
+                keys, values = press.compress(module, hidden, keys, values, None, rest)
+        return keys, values
+
+    return call
+
+
+def compiled_calls(stages, given):
+    """name → torch.compile of the formulas, for these shapes and this number of threads.
+
+    Where the machine has no bf16 products, PyTorch's take tens of times as long as f32 ones: then
+    the formulas multiply in f32 alone, else both ways are measured.
+    """
+    torch._dynamo.reset()
+    narrow = given.keys.dtype != torch.float32
+    calls = {}
+    if not narrow or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        calls["torch.compile"] = _compiled(stages, given)
+    if narrow:
+        calls["torch.compile wide"] = _compiled(stages, replace(given, wide=True))
+    return calls
+
+
+def _compiled(stages, given):
+    def formulas(keys, values, queries, filters):
+        at = replace(given, keys=keys, values=values, queries=queries, filters=filters)
+        return compress(stages, at)
+
+    function = torch.compile(formulas, dynamic=False)
+
+    def call(keys, values):
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(keys, values, given.queries, given.filters)
+
+    return call
