@@ -21,16 +21,16 @@ OTHERS = [(name, "all") for name in FAMILIES[1:]]
 @pytest.mark.parametrize("name, kind", LLAMA + OTHERS)
 @torch.no_grad()
 def test_decode_by_hand(name, kind, impl):
-    model, press, cache, ids = make(name, impl), OraclePress(kind), DynamicCache(), text(64)
+    model, press, cache, ids = make(name, impl), OraclePress(kind), DynamicCache(), text(104)
     with press(model):
         first = model(ids[:, :40], past_key_values=cache).logits
-        inside = steps(model, cache, ids[:, 40:50])
-    outside = steps(model, cache, ids[:, 50:])  # after leaving: the cache still works
+        inside = steps(model, cache, ids[:, 40:70])
+    outside = steps(model, cache, ids[:, 70:])  # after leaving: the cache still works
     want = oracle_logits(model, press.log, ids, 40)
     close(torch.cat([first, inside, outside], 1), want)
     # Gemma's sliding layers are left alone: its press sees layers 0 and 1 of 2
     layers = 2 if name == "Gemma3" else 4
-    assert cache.get_seq_length() == 64 and list(press.log) == list(range(layers))
+    assert cache.get_seq_length() == 104 and list(press.log) == list(range(layers))
     assert press.layers == {layers}
     assert want.std() > 0.05
 
@@ -43,6 +43,28 @@ def test_generate(name, kind):
     want = oracle_logits(model, press.log, out.sequences[:, :-1], 40)[:, 39:]
     close(torch.stack(out.logits, 1), want)
     assert (want.argmax(-1) == out.sequences[:, 40:]).all()
+
+
+def test_sampling():
+    """What is drawn comes from the oracle's distribution: the same seed, the same tokens."""
+    model, press, ids = make(), OraclePress("all"), text(40, 2)
+    options = {"do_sample": True, "temperature": 1.7, "top_k": 0, "max_new_tokens": 20}
+    with press(model):
+        torch.manual_seed(3)
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            output_logits=True,
+            return_dict_in_generate=True,
+            **options,
+        )
+    want = oracle_logits(model, press.log, out.sequences[:, :-1], 40)[:, 39:]
+    close(torch.stack(out.logits, 1), want)
+    torch.manual_seed(3)
+    for step in range(20):
+        drawn = torch.multinomial((want[:, step] / 1.7).softmax(-1), 1)[:, 0]
+        assert torch.equal(drawn, out.sequences[:, 40 + step])
+    assert (want.argmax(-1) != out.sequences[:, 40:]).any()
 
 
 @pytest.mark.parametrize("name, kind", LLAMA + [("Gemma3", "all")])

@@ -127,7 +127,10 @@ def test_calls_refused():
     "change, why",
     [
         ({"_attn_implementation": "flex_attention"}, "have flex_attention, need sdpa or eager"),
+        ({"_attn_implementation": "flash_attention_2"}, "have flash_attention_2, need sdpa or"),
         ({"attn_logit_softcapping": 30.0}, "caps attention logits"),
+        ({"num_kv_shared_layers": 2}, "share keys and values"),
+        ({"layer_types": ["full_attention", "linear_attention"] * 2}, "the kind linear_attention"),
     ],
 )
 def test_models_refused(change, why):
@@ -137,6 +140,30 @@ def test_models_refused(change, why):
     with pytest.raises(HookError, match="cannot attach to LlamaForCausalLM: .*" + why):
         with OraclePress()(model):
             pass
+
+
+@pytest.mark.parametrize(
+    "name, why", [("Gemma2", "caps attention logits"), ("GptOss", "has attention sinks")]
+)
+def test_real_models_refused(name, why):
+    sizes = {"num_local_experts": 2, "num_experts_per_tok": 1, "num_hidden_layers": 2}
+    model = make(name, impl="eager", **sizes)
+    with pytest.raises(HookError, match="cannot attach to .*: .*" + why), OraclePress()(model):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["static", "quantized"])
+def test_caches_of_generate_refused(kind):
+    """At attach where the model's own configuration says so, else as the call comes."""
+    model, ids = make(), text(40)
+    model.generation_config.cache_implementation = kind
+    with pytest.raises(HookError, match=f"asks for a {kind} cache; need a dynamic one"):
+        with OraclePress()(model):
+            pass
+    model.generation_config.cache_implementation = None
+    if kind == "static":
+        with pytest.raises(HookError, match="cannot compress a StaticCache"), OraclePress()(model):
+            model.generate(ids, max_new_tokens=3, cache_implementation="static")
 
 
 def test_other_things_refused():

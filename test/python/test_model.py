@@ -19,21 +19,35 @@ def presses():
         "pyramidkv": kvpc.press("pyramidkv", window=8, drop=0.5),
         "think": kvpc.press("think", ratio=0.25),
         "chunk_snap_think": kvpc.press("chunk_snap_think", drop=0.5, thin=0.5),
+        # heads keep what lies above a threshold: different counts
+        "dms": kvpc.press("dms", inner="snapkv(8)", threshold=0.008, window=4),
     }
 
 
-NAMES = ["knorm", "snapkv", "chunkkv_reuse", "pyramidkv", "think", "chunk_snap_think"]
+NAMES = ["knorm", "snapkv", "chunkkv_reuse", "pyramidkv", "think", "chunk_snap_think", "dms"]
+FAMILIES = ["Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma3"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_small_llama(presses, name):
-    model, press, ids = make(), Recorded(presses[name]), text(120)
+@pytest.mark.parametrize(
+    "family, name",
+    [("Llama", name) for name in NAMES]
+    + [(family, name) for family in FAMILIES for name in ("chunk_snap_think", "dms")],
+)
+def test_small_models(presses, family, name):
+    model, press, ids = make(family), Recorded(presses[name]), text(120)
     with press(model):
-        out = greedy(model, ids, tokens=24)
+        out = greedy(model, ids, tokens=65)
     want = oracle_logits(model, press.log, out.sequences[:, :-1], 120)[:, 119:]
     close(torch.stack(out.logits, 1), want)
     kept = {len(t) for rows in press.log.values() for row in rows for t in row.tokens}
     assert max(kept) < 120 or name == "think"
+    if name == "dms":
+        assert len(kept) > 3 and any(layer.offsets is not None for layer in sealed(out))
+
+
+def sealed(out):
+    """What the layers of generate()'s cache keep of the prompt."""
+    return [layer.prefix for layer in out.past_key_values.layers if hasattr(layer, "prefix")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,18 +78,20 @@ def test_right_padding_keeps_the_same(presses, name):
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["knorm", "chunk_snap_think"])
+@pytest.mark.parametrize("name", ["dms", "chunk_snap_think"])
 @torch.no_grad()
 def test_smollm2(smollm2, presses, name):
-    """The real model: prefill, 20 tokens of decode inside and outside of the `with`."""
+    """The real model: prefill, 64 tokens of decode inside and outside of the `with`."""
     model, tokenizer = smollm2
     press, cache = Recorded(presses[name]), DynamicCache()
     words = "A press says which entries of a cache survive. The rest is forgotten, and so is its memory. "
-    ids = tokenizer(words * 12, return_tensors="pt").input_ids[:, :220]
+    ids = tokenizer(words * 14, return_tensors="pt").input_ids[:, :264]
     with press(model):
         first = model(ids[:, :200], past_key_values=cache, logits_to_keep=1).logits
-        inside = steps(model, cache, ids[:, 200:210])
-    outside = steps(model, cache, ids[:, 210:])
+        inside = steps(model, cache, ids[:, 200:232])
+    outside = steps(model, cache, ids[:, 232:])
     want = oracle_logits(model, press.log, ids, 200)[:, 199:]
     close(torch.cat([first, inside, outside], 1), want)
-    assert all(layer.prefix.keys.shape[2] <= 100 for layer in cache.layers)
+    counts = [layer.prefix.lengths for layer in cache.layers]
+    assert ids.shape[1] == 264 and sum(int(c.sum()) for c in counts) <= 100 * 3 * 30
+    assert any(c.min() < c.max() for c in counts) == (name == "dms")

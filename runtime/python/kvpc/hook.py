@@ -38,6 +38,9 @@ UNTIL_FINISH = float("inf")
 # What a press may ask for beside keys and values.
 SUPPLIED = {"queries", "unrotated_queries", "hidden", "output_weight", "rope"}
 
+# Kinds of layers that transformers' configs name: compressed, and left alone.
+KINDS = {"full_attention", "sliding_attention"}
+
 # DynamicLayer.crop takes a new length until 5.22, a count to remove (negative) from 5.23 on.
 CROP_REMOVES = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
 
@@ -248,6 +251,12 @@ class Hook:
             why = "it caps attention logits"
         elif any(hasattr(m, "sinks") for m in self.attention):
             why = "it has attention sinks"
+        elif other := sorted(set(getattr(decoder.config, "layer_types", None) or ()) - KINDS):
+            why = f"it has layers of the kind {', '.join(other)}; need full or sliding attention"
+        elif getattr(decoder.config, "num_kv_shared_layers", None):
+            why = "layers share keys and values with others"
+        elif (cache := _cache_wanted(model)) not in (None, "dynamic"):
+            why = f"its generation_config asks for a {cache} cache; need a dynamic one"
         else:
             return
         raise HookError(f"cannot attach to {self.model}: {why}", "hook-model")
@@ -291,11 +300,6 @@ class Hook:
 
     def adopt(self, cache):
         """Make a cache ours: its full-attention layers, with what they hold."""
-        if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
-            raise HookError(
-                f"cannot compress a {type(cache).__name__}: need a DynamicCache, not offloaded",
-                "hook-cache",
-            )
         link = Link(self, pending=cache.get_seq_length() == 0)
         for i, slides in enumerate(self.sliding):
             if i == len(cache.layers):
@@ -324,6 +328,11 @@ class Hook:
         ours = [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, KVLayer)]
         if cache is None or (self.press is None and not any(layer.prefix for layer in ours)):
             return None if torch.compiler.is_compiling() else self.tidy()
+        if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
+            raise HookError(
+                f"cannot compress a {type(cache).__name__}: need a DynamicCache, not offloaded",
+                "hook-cache",
+            )
         if mask is not None and (isinstance(mask, dict) or mask.dim() != 2):
             raise HookError(
                 "need a 2D attention mask (1 for real tokens), have a prepared one", "hook-mask"
@@ -443,6 +452,12 @@ class Hook:
             if isinstance(layer, KVLayer) and layer.prefix is None:
                 self.compress(step, module, layer, layer.window)
                 layer.link.pending = False
+
+
+def _cache_wanted(model):
+    """What generate() would make: static, quantized, ..., None for the default."""
+    config = getattr(model, "generation_config", None)
+    return getattr(config, "cache_implementation", None)
 
 
 def _amount(wanted):
