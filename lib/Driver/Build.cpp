@@ -110,6 +110,17 @@ std::string BuildOptions::str() const {
   return out;
 }
 
+/// What an option lists, each once; of an empty list one empty entry, which nothing is called.
+static std::vector<std::string> listOf(const llvm::opt::InputArgList &options, OptionId id) {
+  std::vector<std::string> all;
+  for (const std::string &one : options.getAllArgValues(id))
+    if (!llvm::is_contained(all, one))
+      all.push_back(one);
+  if (all.empty())
+    all.emplace_back();
+  return all;
+}
+
 bool driver::readBuildOptions(const llvm::opt::InputArgList &options, BuildOptions &out) {
   if (const llvm::opt::Arg *level = options.getLastArg(OPT_O)) {
     llvm::StringRef text = level->getValue();
@@ -118,14 +129,14 @@ bool driver::readBuildOptions(const llvm::opt::InputArgList &options, BuildOptio
     out.optimization = text == "0" ? 0 : 2;
   }
   if (options.hasArg(OPT_dtype_EQ)) {
-    out.dtypes = options.getAllArgValues(OPT_dtype_EQ);
+    out.dtypes = listOf(options, OPT_dtype_EQ);
     for (const std::string &dtype : out.dtypes)
       if (dtype != "f32" && dtype != "bf16")
         return usageError("there is no dtype `" + dtype + "`; need `f32` or `bf16`"), false;
   }
   if (options.hasArg(OPT_channels_EQ)) {
     out.channels.clear();
-    for (const std::string &text : options.getAllArgValues(OPT_channels_EQ)) {
+    for (const std::string &text : listOf(options, OPT_channels_EQ)) {
       int64_t channels;
       if (llvm::StringRef(text).getAsInteger(10, channels) || channels < 0 || channels > 1 << 16)
         return usageError("`" + text +
@@ -137,7 +148,7 @@ bool driver::readBuildOptions(const llvm::opt::InputArgList &options, BuildOptio
   }
   if (options.hasArg(OPT_target_EQ)) {
     out.levels.clear();
-    for (const std::string &text : options.getAllArgValues(OPT_target_EQ)) {
+    for (const std::string &text : listOf(options, OPT_target_EQ)) {
       auto level = cpu::levelNamed(text);
       if (!level)
         return usageError("there is no target `" + text +

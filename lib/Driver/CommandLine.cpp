@@ -105,9 +105,7 @@ static int runCommandLine(const Command &command, llvm::ArrayRef<const char *> a
   return command.run(options);
 }
 
-int driver::run(int argc, char **argv) {
-  installCrashHandlers();
-  llvm::ArrayRef<const char *> arguments(argv + 1, argv + argc);
+static int dispatch(llvm::ArrayRef<const char *> arguments) {
   if (arguments.empty()) {
     printHelp(llvm::errs());
     return kUsage;
@@ -128,4 +126,15 @@ int driver::run(int argc, char **argv) {
       llvm::map_range(commands(), [](const Command &c) { return ("`" + c.name + "`").str(); }),
       ", ");
   return usageError("there is no command `" + first + "`; need one of " + names);
+}
+
+int driver::run(int argc, char **argv) {
+  installCrashHandlers();
+  int code = dispatch(llvm::ArrayRef<const char *>(argv + 1, argv + argc));
+  llvm::outs().flush();
+  if (!llvm::outs().has_error())
+    return code;
+  std::string reason = llvm::StringRef(llvm::outs().error().message()).lower();
+  llvm::outs().clear_error(); // else the stream ends the process as it goes
+  return failure("cannot write `<stdout>`: " + reason);
 }

@@ -10,6 +10,7 @@
 #include "llvm/Support/FileUtilities.h"
 #include "llvm/Support/MemoryBuffer.h"
 #include "llvm/Support/Path.h"
+#include "llvm/Support/Signals.h"
 
 using namespace kvpc;
 using namespace kvpc::driver;
@@ -81,21 +82,21 @@ int emitCode(const opt::InputArgList &options, mlir::ModuleOp plan, const BuildO
   return writeText(path, *code);
 }
 
-/// The linker wants a name of its own; to the standard output goes a copy.
+/// The linker wants a file of its own, to make and to rename: not the output, which may be a
+/// device, and whose folder stays clean whatever happens.
 llvm::Error buildTo(mlir::ModuleOp kvp, const BuildOptions &build, const ModuleInfo &info,
                     llvm::StringRef path) {
-  if (path != "-")
-    return buildModule(kvp, build, info, path);
   llvm::SmallString<128> temporary;
   if (std::error_code error = llvm::sys::fs::createTemporaryFile("kvpc", "kvm", temporary))
     return llvm::createStringError("cannot write a temporary file: " + error.message());
+  llvm::sys::RemoveFileOnSignal(temporary);
   llvm::FileRemover remover(temporary);
   if (llvm::Error error = buildModule(kvp, build, info, temporary))
     return error;
   auto bytes = readFile(temporary);
   if (!bytes)
     return bytes.takeError();
-  return writeOutput("-", [&](llvm::raw_ostream &os) { os << (*bytes)->getBuffer(); });
+  return writeOutput(path, [&](llvm::raw_ostream &os) { os << (*bytes)->getBuffer(); });
 }
 
 } // namespace

@@ -54,17 +54,20 @@ llvm::Expected<std::unique_ptr<llvm::MemoryBuffer>> driver::readFile(llvm::Strin
 }
 
 llvm::Expected<Source> driver::readSource(llvm::StringRef argument) {
-  bool isFile = argument == "-" || argument.contains('/') || argument.ends_with(".kv") ||
-                llvm::sys::fs::exists(argument);
+  bool declared = false;
+  const LibraryFile *named = findDeclaration(argument, declared);
+  // A file comes before the library, a folder behind it.
+  bool isFile =
+      argument == "-" || argument.contains('/') || argument.ends_with(".kv") ||
+      (llvm::sys::fs::exists(argument) && !(named && llvm::sys::fs::is_directory(argument)));
   if (isFile) {
     auto buffer = readFile(argument);
     if (!buffer)
       return buffer.takeError();
     return Source{argument == "-" ? "<stdin>" : argument.str(), (*buffer)->getBuffer().str(), ""};
   }
-  bool declared = false;
-  if (const LibraryFile *file = findDeclaration(argument, declared))
-    return Source{file->path.str(), file->source.str(), declared ? argument.str() : ""};
+  if (named)
+    return Source{named->path.str(), named->source.str(), declared ? argument.str() : ""};
   llvm::StringRef near = nearestInLibrary(argument);
   return llvm::createStringError("there is no file `" + argument +
                                  "`, and no press of that name in the library" +

@@ -20,6 +20,9 @@ enum class Diag {
 #include "lib/Frontend/Diagnostics.def"
 };
 
+/// A text with so many errors is none of this language, and not read to its end.
+inline constexpr unsigned maxTextErrors = 20;
+
 /// The stable code, e.g. `kv-axis-unknown`. Several messages may share one.
 llvm::StringRef diagnosticCode(Diag id);
 /// The message with `{0}`, `{1}`, ... for its arguments.

@@ -43,7 +43,8 @@ bool Evaluator::hasAxis(const Tensor &tensor, Name axis, const Expr &expr) {
   return false;
 }
 
-/// The condition of `where =`, over axes of the tensor, and `gone` inside update. `axis`: one to spread a host scalar over.
+/// The condition of `where =`, over axes of the tensor, and `gone` inside update. `axis`: one to
+/// spread a host scalar over.
 Evaluator::Where Evaluator::whereOf(const Expr *expr, Tensor &tensor, const Expr &of,
                                     StringRef axis, Env &env) {
   if (!expr)

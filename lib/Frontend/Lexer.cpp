@@ -23,10 +23,13 @@ bool isNamePart(char c) { return llvm::isAlnum(c) || c == '_'; }
 class Lexer {
 public:
   Lexer(StringRef source, Diagnostics &diagnostics)
-      : at(source.begin()), end(source.end()), diagnostics(diagnostics) {}
+      : at(source.begin()), end(source.end()), diagnostics(diagnostics) {
+    if (starts("\xEF\xBB\xBF")) // the mark that some editors put before UTF-8
+      at += 3;
+  }
 
   TokenStream run() {
-    while (skipBlanks())
+    while (skipBlanks() && diagnostics.errorCount() < maxTextErrors)
       one();
     add(TokenKind::End, at);
     return std::move(out);
@@ -53,7 +56,7 @@ private:
       } else if (*at == '#') {
         comment();
         --at; // the line break is counted above
-      } else if (*at != ' ' && *at != '\t' && *at != '\r') {
+      } else if (*at != ' ' && *at != '\t' && !starts("\r\n")) {
         return true;
       }
     }
@@ -62,7 +65,7 @@ private:
 
   void comment() {
     const char *start = at;
-    while (at != end && *at != '\n')
+    while (at != end && *at != '\n' && (*at != '\r' || starts("\r\n")))
       ++at;
     StringRef text = StringRef(start, at - start).rtrim();
     bool doc = text.starts_with("##") && !text.starts_with("###");

@@ -21,7 +21,9 @@ public:
 
   void parseFile() {
     file.comments = stream.comments;
-    while (!token().is(TokenKind::End)) {
+    if (diagnostics.errorCount() >= maxTextErrors)
+      at = stream.tokens.size() - 1; // where the lexer gave up
+    while (!token().is(TokenKind::End) && diagnostics.errorCount() < maxTextErrors) {
       if (token().isKeyword("import"))
         parseImport();
       else if (atDecl())
@@ -32,6 +34,8 @@ public:
         skipToItem();
       }
     }
+    if (diagnostics.errorCount() >= maxTextErrors)
+      softError(token().start(), Diag::TooMany);
   }
 
   Expr *parseLone() {
@@ -103,7 +107,7 @@ private:
       return false;
     TokenKind next = token(ahead + 1).kind;
     return t.text == "fn" || next == TokenKind::Name || next == TokenKind::Keyword ||
-           next == TokenKind::Primed;
+           next == TokenKind::Primed || next == TokenKind::Error;
   }
   void skipToItem() {
     while (!token().is(TokenKind::End) && !token().isKeyword("import") && !atDecl())

@@ -51,6 +51,18 @@ TEST(Lexer, Comments) {
   EXPECT_FALSE(stream.comments[3].blankAbove);
 }
 
+TEST(Lexer, LineEndsOfOtherSystems) {
+  Capture c;
+  auto stream =
+      lex(addSource(c.sources, "a.kv", "\xEF\xBB\xBFx # end\r\n\r\ny\r\n"), c.diagnostics);
+  EXPECT_EQ(texts(stream), (std::vector<std::string>{"x", "y", ""}));
+  EXPECT_EQ(stream.comments[0].text, "# end");
+  EXPECT_TRUE(c.messages.empty());
+  // One alone would hide what stands behind a comment.
+  lex(addSource(c.sources, "b.kv", "x # end\ry"), c.diagnostics);
+  EXPECT_EQ(c.messages, Messages{"1:8: `byte 13` has no meaning here [kv-character]"});
+}
+
 TEST(Lexer, Errors) {
   Capture c;
   lex(addSource(c.sources, "a.kv", "$ 12ab \"open\n 99999999999999999999 1e999 \xe2\x80\x93"),
