@@ -4,9 +4,11 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <immintrin.h>
 #include <thread>
 #include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -22,17 +24,11 @@ double timed(int threads, const std::function<void(int)> &work) {
 }
 
 #ifdef __AVX512F__
-using Vector = __m512;
-Vector madd(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
-Vector all(float x) { return _mm512_set1_ps(x); }
-constexpr int accumulators = 24;
+constexpr int lanes = 16, accumulators = 24;
 #else
-using Vector = __m256;
-Vector madd(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
-Vector all(float x) { return _mm256_set1_ps(x); }
-constexpr int accumulators = 12;
+constexpr int lanes = 8, accumulators = 12;
 #endif
-constexpr int lanes = sizeof(Vector) / sizeof(float);
+using Vector = float __attribute__((vector_size(lanes * sizeof(float))));
 
 volatile float sink;
 
@@ -43,17 +39,15 @@ extern "C" double machine_read(const float *from, int64_t bytes, int threads) {
   return timed(threads, [=](int thread) {
     int64_t share = bytes / threads / 4096 * 1024;
     const float *at = from + thread * share;
-    Vector sum[8];
-    for (Vector &one : sum)
-      one = all(0);
+    Vector sum[8] = {};
     for (int64_t n = 0; n < share; n += 8 * lanes)
       for (int k = 0; k < 8; ++k) {
         Vector x;
         std::memcpy(&x, at + n + k * lanes, sizeof x);
         sum[k] += x;
       }
-    Vector total = all(0);
-    for (Vector one : sum)
+    Vector total = {};
+    for (const Vector &one : sum)
       total += one;
     sink = total[0];
   });
@@ -63,10 +57,9 @@ extern "C" double machine_read(const float *from, int64_t bytes, int threads) {
 extern "C" double machine_write(float *to, int64_t bytes, int threads) {
   return timed(threads, [=](int thread) {
     int64_t share = bytes / threads / 4096 * 1024;
-    __m256 zero = _mm256_setzero_ps();
-    for (int64_t n = 0; n < share; n += 8)
-      _mm256_stream_ps(to + thread * share + n, zero);
-    _mm_sfence();
+    auto *at = reinterpret_cast<Vector *>(to + thread * share);
+    for (int64_t n = 0; n < share / lanes; ++n)
+      __builtin_nontemporal_store(Vector{}, at + n);
   });
 }
 
@@ -74,9 +67,10 @@ extern "C" double machine_write(float *to, int64_t bytes, int threads) {
 extern "C" double machine_copy(const float *from, float *to, int64_t bytes, int threads) {
   return timed(threads, [=](int thread) {
     int64_t share = bytes / threads / 4096 * 1024;
-    for (int64_t n = thread * share; n < (thread + 1) * share; n += 8)
-      _mm256_stream_ps(to + n, _mm256_loadu_ps(from + n));
-    _mm_sfence();
+    auto *in = reinterpret_cast<const Vector *>(from + thread * share);
+    auto *out = reinterpret_cast<Vector *>(to + thread * share);
+    for (int64_t n = 0; n < share / lanes; ++n)
+      __builtin_nontemporal_store(in[n], out + n);
   });
 }
 
@@ -86,16 +80,14 @@ extern "C" double machine_fma(int64_t rounds, int threads, double *flops) {
   *flops = 2.0 * lanes * accumulators * double(rounds) * threads;
   return timed(threads, [=](int) {
     Vector sum[accumulators];
-    for (Vector &one : sum)
-      one = all(0.5F);
-    Vector factor = all(0.999F), term = all(0.001F);
-    for (int64_t n = 0; n < rounds; ++n) {
+    for (int k = 0; k < accumulators; ++k)
+      sum[k] = Vector{} + float(k); // alike, they could be computed as one
+    Vector factor = Vector{} + 0.999F, term = Vector{} + 0.001F;
+    for (int64_t n = 0; n < rounds; ++n)
       for (Vector &one : sum)
-        one = madd(one, factor, term);
-      asm volatile("" : "+x"(factor)); // NOLINT: keeps the loop from being computed beforehand
-    }
-    Vector total = all(0);
-    for (Vector one : sum)
+        one = one * factor + term;
+    Vector total = {};
+    for (const Vector &one : sum)
       total += one;
     sink = total[0];
   });
@@ -106,17 +98,15 @@ extern "C" double machine_fma(int64_t rounds, int threads, double *flops) {
 extern "C" double machine_bf16(int64_t rounds, int threads, double *flops) {
   *flops = 4.0 * lanes * accumulators * double(rounds) * threads;
   return timed(threads, [=](int) {
-    Vector sum[accumulators];
-    for (Vector &one : sum)
-      one = all(0.5F);
+    __m512 sum[accumulators];
+    for (int k = 0; k < accumulators; ++k)
+      sum[k] = _mm512_set1_ps(float(k));
     auto pairs = (__m512bh)_mm512_set1_epi16(0x3c00);
-    for (int64_t n = 0; n < rounds; ++n) {
-      for (Vector &one : sum)
+    for (int64_t n = 0; n < rounds; ++n)
+      for (__m512 &one : sum)
         one = _mm512_dpbf16_ps(one, pairs, pairs);
-      asm volatile("" : "+v"(pairs));
-    }
-    Vector total = all(0);
-    for (Vector one : sum)
+    Vector total = {};
+    for (const Vector &one : sum)
       total += one;
     sink = total[0];
   });

@@ -18,9 +18,9 @@ ROUNDS = 4_000_000
 
 def _library():
     """machine.cpp, compiled for this machine."""
-    compiler = shutil.which("clang++-22") or shutil.which("g++")
+    compiler = shutil.which("clang++-22") or shutil.which("clang++")
     if not compiler:
-        raise SystemExit("the benchmark needs a C++ compiler: clang++-22 or g++")
+        raise SystemExit("the benchmark needs the compiler that kvpc is built with, clang++-22")
     name = hashlib.sha256(SOURCE.read_bytes() + compiler.encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"kvpc-benchmark-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,0 +1,94 @@
+"""benchmark/: what it prints and writes, and that a wrong output is found. No times are judged."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kvpc
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ["--threads", "1", "--repetitions", "1", "--no-compile-peer"]
+
+
+def benchmark(*arguments, before=""):
+    """Runs it in a process of its own, for kvpress patches transformers."""
+    folder = str(ROOT / "benchmark")
+    package = str(Path(kvpc.__file__).resolve().parents[1])
+    program = f"{before}\nimport sys, main\nsys.exit(main.main({[*arguments, *QUICK]!r}))"
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((folder, package))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_table_and_json(tmp_path):
+    path = tmp_path / "results.json"
+    rows = ["knorm", "select random"]
+    done = benchmark(*rows, "--tokens=200", "--dtypes=bf16", "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = [cells(line) for line in done.stdout.splitlines() if line.startswith("|")]
+    head, _, *body = table
+    assert [line[0] for line in body] == rows
+    assert all(len(line) == len(head) for line in table)
+    assert [line[head.index("outputs")] for line in body] == ["right", "right"]
+    assert all(float(line[head.index("peer/ours")]) > 0 for line in body)
+
+    report = json.loads(path.read_text())
+    assert {"cpu", "cores", "load"} <= report["machine"].keys()
+    [rates] = report["rates"]
+    assert rates["threads"] == 1 and all(rate > 0 for rate in rates.values())
+    knorm, select = report["results"]
+    assert (knorm["row"], knorm["dtype"], knorm["tokens"]) == ("knorm", "bf16", 200)
+    wanted = {"ours", "ours fresh", "ours in place", "kvpress", "kvpress recycled"}
+    assert knorm["times"].keys() == wanted
+    for time in (*knorm["times"].values(), *select["times"].values()):
+        assert 0 < time["min_ms"] <= time["median_ms"] and time["turns"] >= 1
+    for one in (knorm, select):
+        assert one["floor_ms"] > 0 and one["best_peer_over_ours"] > 0
+        assert one["wrong"] == {} and one["not_run"] == {}
+
+
+# What a press might do wrong, as changes of a right Output.
+FAULTS = {
+    "choice": "out.tokens.copy_((out.tokens + 1).clamp(max=keys.shape[2] - 1))",
+    "keys": "out.keys[0, 3, 7, 5] += 1",
+    "values": "out.values[0, 0, 0] = out.values[0, 0, 1].clone()",
+    "worst": """
+    index = keys.norm(dim=-1).topk(out.tokens.shape[2]).indices.sort(-1).values
+    out.tokens.copy_(index)
+    out.keys.copy_(keys.gather(2, index[..., None].expand_as(out.keys)))
+    out.values.copy_(values.gather(2, index[..., None].expand_as(out.values)))""",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_wrong_outputs_are_found(fault):
+    before = f"""
+import kvpc
+right = kvpc.Press.compress
+def compress(self, keys, values, **more):
+    out = right(self, keys, values, **more)
+    {FAULTS[fault]}
+    return out
+kvpc.Press.compress = compress
+"""
+    done = benchmark("knorm", "--tokens=200", "--dtypes=f32", "--no-peer", before=before)
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("| knorm")]
+    assert done.returncode == 1, done.stderr
+    assert "WRONG: ours: " in line and "ours in place" not in line
+
+
+def test_options():
+    done = benchmark("nonsense")
+    assert done.returncode == 2 and "no row `nonsense`" in done.stderr
