@@ -11,6 +11,7 @@ from press_oracle import OraclePress
 from small_models import greedy, make, steps, text
 from transformers import DynamicCache
 
+import kvpc
 from kvpc.cache import storage_bytes
 from kvpc.hook import CROP_REMOVES, HookError, attach
 
@@ -132,6 +133,65 @@ def test_foreign_model_and_pickle():
         close(steps(other, live, ids[:, 40:]), want)
     close(steps(other, loaded, ids[:, 50:]), want[:, 10:])
     close(steps(model, cache, ids[:, 40:]), want)
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize(
+    "name, kind", [("Llama", "snapkv"), ("Llama", "think"), ("Llama", "all"), ("Gemma3", "all")]
+)
+@torch.no_grad()
+def test_saved_and_loaded(tmp_path, name, kind, given):
+    """Into another instance of the model, with the positions of what was kept; Gemma's sliding
+    layers go along, in a cache of its own making or a plain one."""
+    model, press, ids = make(name), OraclePress(kind), text(64, 2)
+    mask = torch.ones_like(ids)
+    mask[0, :9] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+
+    def run(model, cache, begin, end):
+        options = {"attention_mask": mask[:, :end], "position_ids": positions[:, begin:end]}
+        return model(ids[:, begin:end], past_key_values=cache, **options)
+
+    file, cache = tmp_path / "cache.safetensors", DynamicCache() if given else None
+    with press(model):
+        cache = run(model, cache, 0, 40).past_key_values
+        run(model, cache, 40, 45)
+    kvpc.save_cache(cache, file)
+    assert file.stat().st_size < storage_bytes(cache) + 10_000
+    loaded, other = kvpc.load_cache(file), make(name)
+    assert loaded.get_seq_length() == 45
+    for a, b in zip(cache.layers, loaded.layers):
+        if hasattr(a, "prefix"):
+            assert a.sealed == b.sealed == 40 and torch.equal(a.prefix.lengths, b.prefix.lengths)
+            for row, head in ((0, 0), (1, 1)):
+                kept = zip(a.prefix.head(row, head), b.prefix.head(row, head))
+                assert all(torch.equal(x, y) for x, y in kept)
+    with pytest.raises(HookError, match="this cache is compressed; have: a model without the hook"):
+        run(other, kvpc.load_cache(file), 45, 46)
+    with attach(other):
+        got = [run(other, loaded, 45, 60).logits]
+    got += [run(other, loaded, i, i + 1).logits for i in range(60, 64)]
+    close(torch.cat(got, 1), oracle_logits(model, press.log, ids, 40, mask)[:, 45:])
+    kvpc.save_cache(loaded, file)  # and again
+    with attach(make(name)) as hook:
+        assert hook.press is None and kvpc.load_cache(file).get_seq_length() == 64
+
+
+def test_other_files_are_no_caches(tmp_path):
+    from safetensors.torch import save_file
+
+    file = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(2)}, file)
+    with pytest.raises(kvpc.Error, match="holds no saved cache; need version 1"):
+        kvpc.load_cache(file)
+    save_file({"a": torch.zeros(2)}, file, metadata={"kvpc_cache": '{"version": 2}'})
+    with pytest.raises(kvpc.Error, match="holds a cache of version 2; need version 1"):
+        kvpc.load_cache(file)
+    file.write_text("nothing")
+    with pytest.raises(kvpc.Error, match="as safetensors"):
+        kvpc.load_cache(file)
+    with pytest.raises(FileNotFoundError):
+        kvpc.load_cache(tmp_path / "none")
 
 
 @torch.no_grad()

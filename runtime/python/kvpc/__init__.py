@@ -32,6 +32,7 @@ from .errors import (
 from .library import VERSION as __version__
 from .module import Module, Parameter, PressInfo, inspect, load
 from .presses import Output, Press, Rope, State, select
+from .saved import load_cache, save_cache
 
 __all__ = [
     "ArgumentError",
@@ -62,6 +63,8 @@ __all__ = [
     "inspect",
     "keep",
     "load",
+    "load_cache",
     "press",
+    "save_cache",
     "select",
 ]

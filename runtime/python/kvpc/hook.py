@@ -24,7 +24,7 @@ from types import SimpleNamespace
 
 import torch
 from transformers import AttentionInterface, DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -37,6 +37,9 @@ UNTIL_FINISH = float("inf")
 
 # What a press may ask for beside keys and values.
 SUPPLIED = {"queries", "unrotated_queries", "hidden", "output_weight", "rope"}
+
+# What a layer without a hook has in the place of a Link.
+UNLINKED = {"reading": False, "pending": False, "broken": False}
 
 # Kinds of layers that transformers' configs name: compressed, and left alone.
 KINDS = {"full_attention", "sliding_attention"}
@@ -127,6 +130,34 @@ class KVLayer(Layer, CacheLayerMixin):
         self.link.pending = True
 
 
+def unlinked_layer(said, parts):
+    """A layer of a saved cache (saved.py): `attach` makes it readable."""
+    keys, values = parts["tail_keys"], parts["tail_values"]
+    if said["kind"] == "sliding":
+        layer = DynamicSlidingWindowLayer(said["window"])
+        layer.update(keys, values)
+        layer.keys, layer.values, layer.cumulative_length = keys, values, said["seen"]
+        return layer
+    layer = KVLayer(SimpleNamespace(**UNLINKED))
+    layer.lazy_initialization(keys)
+    layer.keys, layer.values = keys, values
+    if said["kind"] == "compressed":
+        tokens = parts["tokens"]
+        if tokens.dim() == 3:
+            tokens = tokens.expand(-1, said["heads"], -1)
+        layer.prefix = Prefix.of_parts(
+            parts["keys"],
+            parts["values"],
+            tokens,
+            parts.get("offsets"),
+            parts.get("channels"),
+            said["heads"],
+            said["rows"],
+        )
+        layer.sealed = said["sealed"]
+    return layer
+
+
 class Link:
     """One per cache, shared by its layers. While it lives, the model keeps its (idle) pair of
     hooks.
@@ -144,7 +175,7 @@ class Link:
         return memo.setdefault(id(self), Link(self.hook, self.pending))
 
     def __reduce__(self):  # a saved cache must not carry the model
-        return SimpleNamespace, (), {"reading": False, "pending": False, "broken": False}
+        return SimpleNamespace, (), UNLINKED
 
 
 class Rows:
