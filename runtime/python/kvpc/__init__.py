@@ -31,6 +31,7 @@ from .errors import (
 )
 from .library import VERSION as __version__
 from .module import Module, Parameter, PressInfo, inspect, load
+from .picture import plot
 from .presses import Output, Press, Rope, State, select
 from .saved import load_cache, save_cache
 
@@ -64,6 +65,7 @@ __all__ = [
     "keep",
     "load",
     "load_cache",
+    "plot",
     "press",
     "save_cache",
     "select",
