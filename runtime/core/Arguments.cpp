@@ -148,7 +148,7 @@ Result<std::vector<Value>> kvpc::runtime::bindArguments(const PressHeader &press
               (parameter->value.kind == Value::None ? parameter->fallback : parameter->value)
                   .str() +
               " when the module was compiled; compile the press with `-D " + name + "=" +
-              value.str() + "` for another value"};
+              value.str() + "` (in Python `defines=`) for another value"};
     if (std::find(press.runtime.begin(), press.runtime.end(), name) == press.runtime.end() &&
         parameter->name == name)
       return Error{ErrorCode::Parameter, "`" + name + "` is a tensor; give it as one"};

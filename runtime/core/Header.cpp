@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <numeric>
 
@@ -254,10 +255,15 @@ Result<std::vector<uint8_t>> kvpc::runtime::readFile(const std::string &path) {
   std::ifstream in(path, std::ios::binary | std::ios::ate);
   auto size = in ? std::streamoff(in.tellg()) : -1;
   // A folder opens, and tells a size that is no size.
-  if (size < 0 || size > (int64_t(1) << 32))
-    return Error{ErrorCode::File, "cannot read `" + path +
-                                      "`: " + std::strerror(in ? EFBIG : errno) +
+  if (size < 0 || size > (int64_t(1) << 32)) {
+    std::error_code unused;
+    bool folder = std::filesystem::is_directory(path, unused);
+    return Error{ErrorCode::File, "cannot read `" + path + "`: " +
+                                      std::strerror(folder ? EISDIR
+                                                    : in   ? EFBIG
+                                                           : errno) +
                                       "; give the path of a module (.kvm)"};
+  }
   std::vector<uint8_t> bytes(static_cast<size_t>(size));
   if (!in.seekg(0) || !in.read(reinterpret_cast<char *>(bytes.data()), size))
     return Error{ErrorCode::File, "cannot read `" + path + "`; give the path of a module (.kvm)"};

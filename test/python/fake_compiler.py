@@ -28,7 +28,7 @@ def log(entry):
 
 def compile(arguments):
     source = arguments[0]
-    text = Path(source).read_text() if source.endswith(".kv") else source
+    text = Path(source).read_text("utf-8", "surrogateescape") if source.endswith(".kv") else source
     log({"command": "compile", "arguments": arguments, "text": text})
     if "crash" in text:
         print("stack dump", file=sys.stderr)

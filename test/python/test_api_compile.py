@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import fake_presses as fake
+import numpy
 import pytest
 import torch
 
@@ -94,6 +95,13 @@ def test_sources(compiler, tmp_path):
     assert len({one.path, two.path, three.path}) == 3
     with pytest.raises(kvpc.CompileError, match="cannot read"):
         kvpc.compile("nowhere.kv")
+    with pytest.raises(kvpc.ArgumentError, match="the program is a int"):
+        kvpc.compile(3)
+    # What is no text is the compiler's to judge, byte for byte.
+    file.write_bytes(b"score s() = \xff\x00\n")
+    kvpc.compile(file)
+    kvpc.compile("score s() = \udcff\n")
+    assert compiler()[-1]["text"] == "score s() = \udcff\n"
 
 
 def test_diagnostics(compiler, tmp_path):
@@ -124,6 +132,19 @@ def test_no_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("KVPC_COMPILER", str(tmp_path / "none"))
     with pytest.raises(kvpc.CompilerNotFound, match="set KVPC_COMPILER"):
         kvpc.compile("snapkv")
+
+
+def test_numbers_of_numpy(compiler):
+    kvpc.compile("window", defines={"size": numpy.int64(8), "gain": torch.tensor(2)})
+    assert compiler()[-1]["arguments"][3:5] == ["-Dgain=2", "-Dsize=8"]
+    kvpc.press("window", size=numpy.int64(8))
+    assert compiler()[-1]["arguments"][3] == "-Dsize=8"
+
+
+def test_an_error_is_told_once(compiler):
+    with pytest.raises(kvpc.CompileError) as caught:
+        kvpc.press("score wrong() = keys.norm(chanel)\n", window=3)
+    assert caught.value.__context__ is None and caught.value.__cause__ is None
 
 
 QUICK = ["--dtype=f32", "--channels=0", "--target=x86-64-v3", "-O0"]

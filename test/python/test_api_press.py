@@ -396,3 +396,30 @@ def test_thread_counts_change_nothing():
         assert all(torch.equal(r.keys, results[0].keys) for r in results)
     finally:
         torch.set_num_threads(before)
+
+
+def test_arguments_of_wrong_kinds():
+    keys, values = fake.cache(tokens=10)
+    one = last(3)
+    wrong = {
+        "lengths": ["ab", [1.5, 2.0], [True, False]],
+        "seen": ["x", [20.5, 20.0]],
+        "scale": ["x", float("nan")],
+        "layer": ["a", 0.5, True],
+        "layers": ["a", None],
+        "original_positions": [[1, 2]],
+        "rope": [3, {"frequencies": torch.ones(4)}, {"inverse_frequencies": [1.0]}],
+        "state": [3],
+        "padding": ["both"],
+        "backend": ["gpu"],
+    }
+    for name, all_of_them in wrong.items():
+        for value in all_of_them:
+            with pytest.raises(kvpc.Error, match=name.split("_")[0]) as caught:
+                one.compress(keys, values, **{name: value})
+            assert caught.value.code and f"[{caught.value.code}]" in str(caught.value)
+    for backend in ("compiled", "reference"):
+        with pytest.raises(kvpc.InputError, match="`values` is on meta, `keys` are on cpu"):
+            one.compress(keys, values.to("meta"), backend=backend)
+    with pytest.raises(kvpc.InputError, match="`keys` are on meta"):
+        one.compress(keys.to("meta"), values.to("meta"), backend="reference")

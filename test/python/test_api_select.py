@@ -62,3 +62,16 @@ def test_refusals():
         kvpc.select(scores.double(), keep=1)
     with pytest.raises(kvpc.InputError, match="0 entries"):
         kvpc.select(torch.randn(2, 0), keep=1)
+
+
+def test_arguments_of_wrong_kinds():
+    scores = torch.randn(2, 5)
+    for wrong in ({"keep": 1.5}, {"keep": True}, {"keep": "3"}, {"drop": "x"}, {"drop": [0.5]}):
+        with pytest.raises(kvpc.ArgumentError):
+            kvpc.select(scores, **wrong)
+    with pytest.raises(kvpc.InputError, match="`scores` is a list"):
+        kvpc.select([1.0, 2.0], keep=1)
+    with pytest.raises(kvpc.InputError, match="`protected` is a list"):
+        kvpc.select(scores, keep=1, protected=[True])
+    with pytest.raises(kvpc.InputError, match="`lengths` are"):
+        kvpc.select(scores, keep=1, lengths=[1.5, 2])

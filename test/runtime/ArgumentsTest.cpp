@@ -72,7 +72,7 @@ TEST(Arguments, Names) {
             "did you mean `gain`? [kvm-parameter]");
   EXPECT_EQ(binding("window", {{"size", Value::ofInt(8)}}),
             "`size` was fixed to 4 when the module was compiled; compile the press with "
-            "`-D size=8` for another value [kvm-static-parameter]");
+            "`-D size=8` (in Python `defines=`) for another value [kvm-static-parameter]");
   EXPECT_EQ(binding("weighted", {}),
             "`weighted` needs `ratios` (fraction), which has no default; give it [kvm-parameter]");
   EXPECT_NE(binding("weighted", {{"filter", Value::ofFloat(1)}}).find("is a tensor"),

@@ -59,7 +59,7 @@ def compile(
     name, source, folder = _program(program)
     key = hashlib.sha256()
     for part in (_identity(executable), name, *options, *_texts(source, folder, include)):
-        key.update(str(part).encode() + b"\0")
+        key.update(_bytes(str(part)) + b"\0")
     place = cache_folder() / f"{_stem(name)}-{key.hexdigest()[:32]}.kvm"
     if not place.exists():
         _make(executable, name, source if folder is None else None, options, place)
@@ -75,6 +75,7 @@ def press(program, *, name=None, defines=None, **parameters):
     here: `kvpc.compile(...).press(...)`.
     """
     defines = dict(defines or {})
+    parameters = {key: _number(value) for key, value in parameters.items()}
     # Text can only be a score or a press, which are always static; but a path of a tensor.
     sure = {
         key: value
@@ -110,12 +111,13 @@ def _static(program, name, defines, scalars):
     already are left out.
     """
     quick = {"dtypes": "f32", "channels": 0, "targets": "x86-64-v3", "optimization": "O0"}
-    needed = False
     try:
         module = compile(program, defines=defines, press=name, **quick)
     except CompileError:
-        # Perhaps one of them has no default; if not, the next compilation says what is wrong.
-        needed = True
+        module = None
+    # Perhaps one of them has no default; if not, this compilation says what is wrong.
+    needed = module is None
+    if needed:
         module = compile(program, defines=defines | scalars, press=name, **quick)
     chosen = name or _only(module, program)
     known = module.presses[chosen].parameters if chosen in module.presses else {}
@@ -141,7 +143,13 @@ def cache_folder():
     return folder
 
 
+def _number(value):
+    """A Python number for one of NumPy's or of a tensor without axes."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
 def _source_text(name, value):
+    value = _number(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float | Budget | str):
@@ -155,7 +163,9 @@ def _source_text(name, value):
 
 def _options(defines, dtypes, channels, targets, press, optimization, workspace, include):
     if optimization not in ("O0", "O2"):
-        raise ArgumentError(f'`optimization` is "{optimization}"; need "O0" or "O2"')
+        raise ArgumentError(
+            f'`optimization` is "{optimization}"; need "O0" or "O2"', "kvm-parameter"
+        )
     options = [f"-D{name}={_source_text(name, value)}" for name, value in sorted(defines.items())]
     options += [f"-I{Path(folder).absolute()}" for folder in include]
     if dtypes is not None:
@@ -175,16 +185,33 @@ def _options(defines, dtypes, channels, targets, press, optimization, workspace,
 
 
 def _program(program):
-    """(what the command line names, source text or None, folder of its imports or None)."""
+    """(what the command line names, source text or None, folder of its imports or None).
+
+    Bytes that are no text pass through: the compiler says where they are.
+    """
+    if not isinstance(program, str | os.PathLike):
+        raise ArgumentError(
+            f"the program is a {type(program).__name__}; need the name of a press, the path of a "
+            "file (.kv), or source text",
+            "kvm-parameter",
+        )
     if isinstance(program, os.PathLike) or (program.endswith(".kv") and "\n" not in program):
         path = Path(program).absolute()
         try:
-            return str(path), path.read_text(), path.parent
+            return str(path), path.read_text("utf-8", "surrogateescape"), path.parent
         except OSError as error:
-            raise CompileError(f"cannot read `{path}`: {error.strerror}") from None
+            reason = error.strerror.lower()
+            raise CompileError(f"cannot read `{path}`: {reason}") from None
     if re.fullmatch(r"\w+", program):
         return program, None, None
     return "source.kv", program, None
+
+
+def _bytes(text):
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 def _stem(name):
@@ -221,20 +248,21 @@ def _texts(source, folder, include):
             path = next((f / f"{name}.kv" for f in folders if (f / f"{name}.kv").exists()), None)
             if path and path not in seen:
                 seen.add(path)
-                waiting.append(path.read_text())
+                waiting.append(path.read_text("utf-8", "surrogateescape"))
     return texts
 
 
 def _make(executable, name, text, options, place):
     with tempfile.TemporaryDirectory(prefix=".kvpc-", dir=place.parent) as folder:
         if text is not None:
-            (Path(folder) / name).write_text(text)
+            (Path(folder) / name).write_bytes(_bytes(text))
         made = Path(folder) / "module.kvm"
         command = [executable, "compile", name, "-o", made, *options]
         done = subprocess.run(
             command,
             capture_output=True,
             text=True,
+            errors="replace",
             check=False,
             stdin=subprocess.DEVNULL,
             cwd=folder,  # where a name of the library is the name of no file

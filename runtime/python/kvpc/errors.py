@@ -10,9 +10,9 @@ class Error(Exception):
     """Base of all errors of this package."""
 
     def __init__(self, message, code=None):
-        super().__init__(message)
         found = re.search(r"\[([a-z][a-z0-9-]*)\]\s*$", str(message))
         self.code = code or (found and found[1])
+        super().__init__(f"{message} [{code}]" if code and not found else message)
 
 
 class ModuleError(Error):
@@ -78,7 +78,8 @@ class CompileError(Error):
 
     def __init__(self, message, diagnostics=()):
         code = next((d.code for d in diagnostics if d.severity == "error"), None)
-        super().__init__(message, code)
+        super().__init__(message)
+        self.code = code
         self.diagnostics = list(diagnostics)
 
 

@@ -63,7 +63,9 @@ class PressInfo:
     locations: dict = field(default_factory=dict)
 
 
-def _value(json_value):
+def _value(json_value, kind=None):
+    if kind in ("float", "fraction") and type(json_value) is int:
+        return float(json_value)
     if isinstance(json_value, dict):
         [(kind, amount)] = json_value.items()
         return Budget(kind, amount)
@@ -88,10 +90,10 @@ def _info(press):
         p["name"]: Parameter(
             p["name"],
             p["type"],
-            _value(p.get("default")),
+            _value(p.get("default"), p["type"]),
             p.get("doc", ""),
             bool(p.get("static")),
-            _value(p.get("value")),
+            _value(p.get("value"), p["type"]),
             p.get("min"),
             p.get("max"),
             tuple(p.get("axes") or ()),
@@ -175,7 +177,12 @@ def load(path, digest=None):
     The environment variable KVPC_TARGET (`x86-64-v3`, `x86-64-v4`, `x86-64-v4+avx512bf16`) makes it
     use the code of a lower level than the machine's.
     """
-    path = os.fspath(path)
+    try:
+        path = os.fspath(path)
+    except TypeError:
+        raise ArgumentError(
+            f"`path` is a {type(path).__name__}; need the path of a module (.kvm)", "kvm-parameter"
+        ) from None
     try:
         return Module(path, library.ops().load(path, digest or ""))
     except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import operator
 import os
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 
 from . import library
 from .budget import Budget
-from .errors import ArgumentError, InputError, MissingInput, of_runtime
+from .errors import ArgumentError, InputError, MissingInput, StateError, of_runtime
 
 
 @dataclass
@@ -69,14 +70,31 @@ class Rope:
         """From a Rope, a mapping with the same names, or the inverse frequencies alone."""
         if rope is None or isinstance(rope, cls):
             return rope
-        return cls(rope) if isinstance(rope, torch.Tensor) else cls(**rope)
+        if isinstance(rope, torch.Tensor):
+            return cls(rope)
+        try:
+            return cls(**rope)
+        except TypeError:
+            have = f"has {', '.join(map(str, rope))}" if isinstance(rope, dict) else "is no mapping"
+            raise InputError(
+                f"`rope` {have}; need `inverse_frequencies`, and if they differ "
+                "`attention_scaling`, `layout` and `width`",
+                "kvm-dtype",
+            ) from None
 
     def __post_init__(self):
         if self.layout not in ("half", "interleaved"):
             raise ArgumentError(
                 f'`layout` is "{self.layout}"; need "half" or "interleaved"', "kvm-parameter"
             )
-        frequencies = self.inverse_frequencies.shape[-1]
+        _tensor("rope.inverse_frequencies", self.inverse_frequencies)
+        if self.inverse_frequencies.dim() != 1:
+            raise InputError(
+                f"`inverse_frequencies` has shape {list(self.inverse_frequencies.shape)}; need one "
+                "axis",
+                "kvm-shape",
+            )
+        frequencies = self.inverse_frequencies.shape[0]
         if self.width is not None and self.width != 2 * frequencies:
             raise InputError(
                 f"`rope` has width {self.width} and {frequencies} inverse frequencies; need half as "
@@ -190,7 +208,8 @@ class Press:
         backend            "compiled", or "reference": the interpreter of `kvpc run --reference`,
                            slow and plain
 
-        Exactly the `inputs` of the press must be given. Raises MissingInput, ExtraInput, InputError
+        Exactly the `inputs` of the press must be given (`rope`, which is of the model and not of
+        the call, may be given to any). Raises MissingInput, ExtraInput, InputError
         (shape, stride, dtype, device), ArgumentError, StateError; nothing has then changed.
         """
         call = self._call(locals())
@@ -310,16 +329,29 @@ class Call:
     """The arguments of one call, as the operators take them."""
 
     def __init__(self, press, given):
-        keys, values = given["keys"], given["values"]
-        for name in ("keys", "values", "queries", "unrotated_queries", "hidden", "output_weight"):
-            if not isinstance(given[name], torch.Tensor | None):
+        keys, values = _tensor("keys", given["keys"]), _tensor("values", given["values"])
+        for name in ("values", "queries", "unrotated_queries", "hidden", "output_weight"):
+            one = given[name]
+            if one is not None and _tensor(name, one).device != keys.device:
                 raise InputError(
-                    f"`{name}` is a {type(given[name]).__name__}; need a torch tensor", "kvm-dtype"
+                    f"`{name}` is on {one.device}, `keys` are on {keys.device}; move it there",
+                    "kvm-device",
                 )
+        if given["original_positions"] is not None:
+            _tensor("original_positions", given["original_positions"])
+        if not isinstance(given["state"], State | None):
+            raise StateError(
+                f"`state` is a {type(given['state']).__name__}; need a kvpc.State()", "kvm-state"
+            )
         _known("padding", given["padding"], ("left", "right"))
-        self.press, self.layer, self.layers = press, given["layer"], given["layers"]
+        if keys.device.type == "meta" and given["backend"] == "reference":
+            raise InputError(
+                "`keys` are on meta, and have no values; need the CPU to interpret", "kvm-device"
+            )
+        self.press = press
+        self.layer, self.layers = _whole("layer", given["layer"]), _whole("layers", given["layers"])
         self.rope = rope = Rope.of(given["rope"])
-        batch = keys.shape[0] if keys is not None and keys.dim() else 1
+        batch = keys.shape[0] if keys.dim() else 1
         self.weights = [w.at(self.layer, self.layers) for w in press._weights]
         self.arguments = (
             keys,
@@ -331,13 +363,13 @@ class Call:
             None if rope is None else rope.inverse_frequencies,
             1.0 if rope is None else float(rope.attention_scaling),
             rope is not None and rope.layout == "interleaved",
-            None if given["scale"] is None else float(given["scale"]),
+            None if given["scale"] is None else _real("scale", given["scale"]),
             self.layer,
             self.layers,
-            _rows(given["lengths"], batch),
+            _rows("lengths", given["lengths"], batch),
             given["padding"] == "right",
             given["original_positions"],
-            _rows(given["seen"], batch),
+            _rows("seen", given["seen"], batch),
             self.weights,
         )
 
@@ -431,13 +463,44 @@ def _plain(name, value):
     )
 
 
-def _rows(value, batch):
+def _tensor(name, value):
+    if isinstance(value, torch.Tensor):
+        return value
+    raise InputError(f"`{name}` is a {type(value).__name__}; need a torch tensor", "kvm-dtype")
+
+
+def _whole(name, value):
+    """An int of a number, which may be NumPy's, a tensor's or a symbol of the tracer."""
+    if isinstance(value, torch.SymInt):
+        return value
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except (TypeError, ValueError):
+        pass
+    raise ArgumentError(f"`{name}` is {value!r}; need a whole number", "kvm-parameter") from None
+
+
+def _real(name, value):
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentError(f"`{name}` is {value!r}; need a number", "kvm-parameter") from None
+
+
+def _rows(name, value, batch):
     """int64 [batch] of a tensor, a list or one number for all rows."""
     if value is None or (isinstance(value, torch.Tensor) and value.dim()):
         return value
     if isinstance(value, int):
         return torch.full((batch,), value, dtype=torch.int64)
-    return torch.as_tensor(value).to(torch.int64).reshape(-1)
+    try:
+        rows = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        rows = None
+    if rows is None or rows.is_floating_point() or rows.dtype == torch.bool:
+        raise InputError(f"`{name}` are {value!r}; need whole numbers, one a row", "kvm-dtype")
+    return rows.to(torch.int64).reshape(-1)
 
 
 def _known(name, value, known):
@@ -473,19 +536,21 @@ def select(scores, *, keep=None, drop=None, protected=None, lengths=None, paddin
     go to the earlier entry; NaN lies below everything.
     """
     _known("padding", padding, ("left", "right"))
-    if isinstance(scores, torch.Tensor) and scores.dtype in (torch.bfloat16, torch.float16):
+    if protected is not None:
+        _tensor("protected", protected)
+    if _tensor("scores", scores).dtype in (torch.bfloat16, torch.float16):
         scores = scores.float()
     if (drop is None) == (keep is None):
         raise ArgumentError("need one of `drop` and `keep`", "kvm-parameter")
     if not torch.compiler.is_compiling():  # the tracer cannot load a library
         library.ops()
-    rows = _rows(lengths, scores.shape[0] if scores.dim() else 1)
+    rows = _rows("lengths", lengths, scores.shape[0] if scores.dim() else 1)
     return _run(
         torch.ops.kvpc.select,
         scores,
         protected,
-        None if drop is None else float(drop),
-        keep,
+        None if drop is None else _real("drop", drop),
+        None if keep is None else _whole("keep", keep),
         rows,
         padding == "right",
     )[0]
