@@ -5,6 +5,8 @@ import functools
 import json
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import machine
 import measure
@@ -41,8 +43,11 @@ def explained(name, defines, tokens, dtype):
     return one
 
 
-def floor_of(row, tokens, dtype, rates):
+def floor_of(name, tokens, dtype, rates):
     """Seconds, from inputs, outputs and flops of the program."""
+    if name in SELECTIONS:
+        return rates.floor(8 * tokens * 4, 8 * (tokens // 2) * 8, 0, dtype)
+    row = ROWS[name]
     one = explained(row.name, tuple(row.defines.items()), tokens, dtype)
     read, written = one["floor_bytes_read"], one["floor_bytes_written"]
     # A layer that takes another's choice reads what is kept and writes it.
@@ -102,7 +107,17 @@ def failure(call, *arguments):
     return None
 
 
-def measure_row(row, tokens, dtype, rates, options):
+def isolated(function, *arguments):
+    """The result of a function in a process of its own: what the allocator holds after one row, and
+    what torch.compile does, is no other row's."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def measure_row(name, tokens, dtype, threads, options):
+    """(variant → seconds of its turns, variant → what is wrong, peer → why it did not run)"""
+    torch.set_num_threads(threads)
+    row = ROWS[name]
     keys, values, queries, filters = measure.random_inputs(tokens, DTYPES[dtype])
     given = Given(keys, values, queries, filters[: row.layers], row.layer, row.layers)
     arguments = {k: v(given) if callable(v) else v for k, v in row.arguments.items()}
@@ -148,11 +163,12 @@ def measure_row(row, tokens, dtype, rates, options):
             verdicts = [verify.peer(row.stages if same else (), given, out)]
         if any(verdicts):
             wrong[name] = next(filter(None, verdicts))
-    floor = floor_of(row, tokens, dtype, rates)
-    return result(row.name, dtype, tokens, rates, seconds, wrong, failed, floor, row.note)
+    return seconds, wrong, failed
 
 
-def measure_selection(name, tokens, rates, options):
+def measure_selection(name, tokens, dtype, threads, options):
+    """As measure_row."""
+    torch.set_num_threads(threads)
     scores = SELECTIONS[name](tokens)
     kept = tokens // 2
     variants = {
@@ -172,11 +188,12 @@ def measure_selection(name, tokens, rates, options):
     for variant, [index] in outputs.items():
         if why := verify.selection(scores, kept, index, exact=variant.startswith("ours")):
             wrong[variant] = why
-    floor = rates.floor(scores.nbytes, 8 * kept * scores.shape[0], 0, "f32")
-    return result(name, "f32", tokens, rates, seconds, wrong, {}, floor, "8 rows, half kept")
+    return seconds, wrong, {}
 
 
-def result(name, dtype, tokens, rates, seconds, wrong, failed, floor, note):
+def result(name, tokens, dtype, rates, measured):
+    seconds, wrong, failed = measured
+    floor = floor_of(name, tokens, dtype, rates)
     times = {variant: measure.summary(one) for variant, one in seconds.items()}
 
     # Noise of other processes only adds: ratios are of minima.
@@ -204,7 +221,7 @@ def result(name, dtype, tokens, rates, seconds, wrong, failed, floor, note):
         **ratios,
         "wrong": wrong,
         "not_run": failed,
-        "note": note,
+        "note": ROWS[name].note if name in ROWS else "8 rows, half kept",
     }
 
 
@@ -290,19 +307,18 @@ def main(arguments=None):
     report = {"machine": machine.describe(), "rates": [], "results": []}
     print("; ".join(f"{k}: {v}" for k, v in report["machine"].items()), "; milliseconds", sep="")
     for threads in options.threads:
-        torch.set_num_threads(threads)
         rates = machine.Machine(threads)
-        report["rates"].append(rates.json())
         print(f"{rates}\n\n{HEADER}", flush=True)
         for tokens in options.tokens:
             for name in chosen:
                 for dtype in options.dtypes if name in ROWS else ["f32"]:
-                    if name in ROWS:
-                        one = measure_row(ROWS[name], tokens, dtype, rates, options)
-                    else:
-                        one = measure_selection(name, tokens, rates, options)
+                    rates.measure()
+                    function = measure_row if name in ROWS else measure_selection
+                    measured = isolated(function, name, tokens, dtype, threads, options)
+                    one = result(name, tokens, dtype, rates, measured)
                     report["results"].append(one)
                     print(line(one), flush=True)
+        report["rates"].append(rates.json())
     if options.json:
         with open(options.json, "w") as file:
             json.dump(report, file, indent=1)
