@@ -1,5 +1,6 @@
 """kvpc.plot: what the picture says is what was kept."""
 
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -14,17 +15,19 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def bands(svg):
-    """For each layer: what its title says, its lines (y -> [(begin, end, shade)]), its bars."""
+    """For each layer: what its title says, its lines, each a list of (begin, end, shade) in parts
+    of the whole width, and its bars."""
     for group in ET.fromstring(svg).iter(SVG + "g"):
-        lines, bars = {}, {}
-        for rect in group.iter(SVG + "rect"):
-            x, y, width = (float(rect.get(name)) for name in ("x", "y", "width"))
-            if x > 570:
-                bars[rect.get("fill")] = width
-            else:
-                shade = SHADES.index(rect.get("fill"))
-                lines.setdefault(y, []).append((x - LEFT, x - LEFT + width, shade))
-        yield group.find(SVG + "title").text, list(lines.values()), bars
+        back, *bars = group.iter(SVG + "rect")
+        whole, lines = float(back.get("width")), {}
+        for path in group.iter(SVG + "path"):
+            shade = SHADES.index(path.get("fill"))
+            for x, y, width in re.findall(r"M([\d.]+) (\d+)h([\d.]+)v\d+h-\3z", path.get("d")):
+                begin = (float(x) - LEFT) / whole
+                lines.setdefault(int(y), []).append((begin, begin + float(width) / whole, shade))
+        lines = [sorted(lines[y]) for y in sorted(lines)]
+        widths = {rect.get("fill"): float(rect.get("width")) for rect in bars}
+        yield group.find(SVG + "title").text, lines, widths
 
 
 def output(tokens, channels=None):
@@ -38,17 +41,10 @@ def test_which_tokens():
     one = torch.tensor([[[0, 1, 2, 3], [0, 9, -1, -1]]])
     (title, (first, second), bars), *rest = bands(kvpc.plot(output(one), tokens=10))
     assert title == "layer 0: 2 to 4 of 10 tokens a head, 768 B" and not rest
-    step = first[-1][1] / 10
     full = len(SHADES) - 1
-    assert [(round(a / step), round(b / step), s) for a, b, s in first] == [
-        (0, 4, full),
-        (4, 10, 0),
-    ]
-    assert [(round(a / step), round(b / step), s) for a, b, s in second] == [
-        (0, 1, full),
-        (1, 9, 0),
-        (9, 10, full),
-    ]
+    assert [(round(10 * a), round(10 * b), s) for a, b, s in first] == [(0, 4, full)]
+    want = [(0, 1, full), (9, 10, full)]
+    assert [(round(10 * a), round(10 * b), s) for a, b, s in second] == want
     assert bars[FILL] / bars[SHADES[0]] == pytest.approx(6 / 20, rel=0.01)
 
 
@@ -58,7 +54,7 @@ def test_many_tokens_share_a_column():
     assert [shade for *_, shade in line] == [round(0.5 * (len(SHADES) - 1))]
     few = torch.tensor([[[7]]])  # one of ten still shows
     ((_, (line,), _),) = bands(kvpc.plot(output(few), tokens=4000))
-    assert [shade for *_, shade in line] == [1, 0]
+    assert [shade for *_, shade in line] == [1] and line[0][0] == 0
 
 
 @torch.no_grad()
@@ -73,8 +69,7 @@ def test_cache_of_a_model(tmp_path):
     for (_, lines, bars), (row,) in zip(drawn, press.log.values()):
         assert len(lines) == len(row.tokens) == 2
         for line, tokens in zip(lines, row.tokens):
-            step = line[-1][1] / 100
-            shown = {t for a, b, s in line if s for t in range(round(a / step), round(b / step))}
+            shown = {t for a, b, _ in line for t in range(round(100 * a), round(100 * b))}
             assert shown == set(tokens.tolist())
         share = sum(len(t) for t in row.tokens) * (10 + 16) / (200 * 32)
         assert bars[FILL] / bars[SHADES[0]] == pytest.approx(share, rel=0.02)

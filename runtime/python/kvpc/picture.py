@@ -111,17 +111,19 @@ def _draw(layers, title):
         columns = min(COLUMNS, layer.total)
         step = map_width * layer.total / longest / columns
         out.append(f"<g><title>{escape(_says(layer))}</title>")
+        out.append(_rect(LEFT, y, columns * step, height, SHADES[0]))
+        outlines = {}
         for head, positions in enumerate(layer.heads):
-            shares = _shares(positions, layer.total, columns)
             # any token at all shows: only nothing is blank
+            shares = _shares(positions, layer.total, columns)
             shades = [0 if s == 0 else max(1, round(s * (len(SHADES) - 1))) for s in shares]
-            top = y + head * line
             for begin, end, shade in _runs(shades):
-                out.append(
-                    f"<rect x='{LEFT + begin * step:.1f}' y='{top}' "
-                    f"width='{(end - begin) * step + 0.05:.2f}' height='{line}' "
-                    f"fill='{SHADES[shade]}'/>"
-                )
+                width = f"{(end - begin) * step:.2f}"
+                box = f"M{LEFT + begin * step:.2f} {y + head * line}h{width}v{line}h-{width}z"
+                outlines.setdefault(shade, []).append(box)
+        outlines.pop(0, None)
+        for shade, boxes in sorted(outlines.items()):
+            out.append(f"<path fill='{SHADES[shade]}' d='{''.join(boxes)}'/>")
         bar = (BARS - 10) / most
         if layer.whole:
             out.append(_rect(bars, y, layer.whole * bar, height, SHADES[0]))
