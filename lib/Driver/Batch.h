@@ -27,7 +27,7 @@ struct HostValues {
 ///   original_positions         I64 [batch, head, token]              absent: token - start
 ///   start, length, seen        I64 [batch]       absent: 0, the tokens, the length
 ///   rope_frequencies           F64 [pairs]
-///   weight.<name>              F32, at this layer
+///   weight.<name>              F32, at this layer (a command line also takes it whole)
 class Batch {
 public:
   static llvm::Expected<Batch> of(Arrays arrays, const HostValues &host);

@@ -111,6 +111,36 @@ int readArrays(const opt::InputArgList &options, const BoundProgram &bound, Arra
   return kSuccess;
 }
 
+/// A weight over layers may be given whole: what this layer sees of it takes its place.
+llvm::Error takeLayers(const runtime::PressHeader &press, const HostValues &host, Arrays &arrays) {
+  for (const runtime::Weight &weight : press.weights) {
+    const runtime::Parameter *declared = press.parameter(weight.name);
+    auto found = arrays.find("weight." + weight.name);
+    if (!declared || !weight.layered || found == arrays.end())
+      continue;
+    Array &whole = found->second;
+    if (whole.shape.size() != declared->axes.size() || whole.dtype != "F32")
+      continue; // at the layer already, or wrong, which is told later
+    int64_t axis = llvm::find(declared->axes, "layer") - declared->axes.begin();
+    int64_t layers = whole.shape[axis];
+    if (layers != host.layers || host.layer >= layers)
+      return llvm::createStringError(llvm::Twine("`") + found->first + "` has " +
+                                     llvm::Twine(layers) + " layers; the call is of layer " +
+                                     llvm::Twine(host.layer) + " of " + llvm::Twine(host.layers) +
+                                     "; give `--layer` and `--layers` of the model");
+    std::vector<int64_t> shape = whole.shape;
+    shape.erase(shape.begin() + axis);
+    Array one("F32", std::move(shape));
+    int64_t inner = 1;
+    for (int64_t extent : llvm::ArrayRef(whole.shape).drop_front(axis + 1))
+      inner *= extent;
+    for (int64_t i = 0, size = one.size(); i < size; ++i)
+      one.put(i, whole.get<float>((i / inner * layers + host.layer) * inner + i % inner));
+    whole = std::move(one);
+  }
+  return llvm::Error::success();
+}
+
 /// An absent or empty file is no state.
 llvm::Expected<Arrays> readOptional(llvm::StringRef path) {
   uint64_t size = 0;
@@ -166,6 +196,8 @@ int driver::runCommand(const opt::InputArgList &options) {
   Arrays arrays;
   if (int exit = readArrays(options, bound, arrays))
     return exit;
+  if (llvm::Error error = takeLayers(*bound.header, host, arrays))
+    return failure(std::move(error));
   auto batch = Batch::of(std::move(arrays), host);
   if (!batch)
     return failure(batch.takeError());
