@@ -1,8 +1,10 @@
 """The benchmark. `benchmark/run --help` says what can be chosen; docs/Performance.md what is printed."""
 
 import argparse
+import ctypes
 import functools
 import json
+import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -107,10 +109,14 @@ def failure(call, *arguments):
     return None
 
 
+def _end_with_parent():
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, of Linux
+
+
 def isolated(function, *arguments):
     """The result of a function in a process of its own: what the allocator holds after one row, and
     what torch.compile does, is no other row's."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent) as pool:
         return pool.submit(function, *arguments).result()
 
 
