@@ -20,12 +20,16 @@ class OraclePress:
     chunks, the same for all heads, with room for an upper bound), think (channels), all (pyramid,
     ragged and channels together)."""
 
-    def __init__(self, kind="snapkv", keep=0.5, window=8, unrotated=False, hidden=False):
+    def __init__(
+        self, kind="snapkv", keep=0.5, window=8, unrotated=False, hidden=False, rope=False
+    ):
         self.kind, self.keep, self.window = kind, keep, window
         self.inputs = {"queries": window}
         self.inputs |= {"unrotated_queries": window} if unrotated else {}
         self.inputs |= {"hidden": "all"} if hidden else {}
+        self.inputs |= {"rope": True} if rope else {}
         self.log, self.seen, self.hidden, self.states, self.calls = {}, [], [], [], 0
+        self.ropes = []  # (keys, rope) of every call
         self.layers = set()  # how many there are, as told in every call
 
     def inputs_at(self, layer):
@@ -44,6 +48,7 @@ class OraclePress:
         queries,
         unrotated_queries=None,
         hidden=None,
+        rope=None,
         scale,
         layer,
         layers,
@@ -64,6 +69,7 @@ class OraclePress:
             )
         )
         self.hidden.append(hidden)
+        self.ropes.append((keys, rope))
         self.states.append(state)
         picked = []
         for b in range(batch):

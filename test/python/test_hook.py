@@ -204,30 +204,48 @@ def test_chunked_manual(told):
 
 
 @pytest.mark.parametrize(
-    "name, rope", [("Llama", rope) for rope in (None, *ROPE)] + [("Phi3", None), ("Gemma3", None)]
+    "name, rope",
+    [("Llama", rope) for rope in (None, *ROPE)]
+    + [("Qwen3", None), ("Phi3", None), ("Gemma3", None)],
 )
 @torch.no_grad()
 def test_unrotated(name, rope):
-    """Queries before RoPE are those that the projection made."""
-    model, press, ids, want = make(name, rope=rope), OraclePress(unrotated=True), text(40), {}
+    """Queries before RoPE, and keys that a press turns back by the `rope` it is given, are those
+    that the projections made. Phi-3 rotates half of its channels, Gemma 3 has two tables."""
+    model, ids = make(name, rope=rope), text(40)
+    press, queries, keys = OraclePress(unrotated=True, rope=True), {}, {}
 
-    def catch(layer):
+    def catch(into, layer, begin, heads):
         def hook(module, args, out):
-            q = out[..., :64] if name == "Phi3" else out  # a slice of the fused projection
-            q = q.view(1, 40, 4, 16) if q.dim() == 3 else q
-            want[layer] = q if q.shape[1] == 4 else q.transpose(1, 2)
+            if name == "Phi3":  # a slice of the fused projection
+                out = out[..., begin : begin + 16 * heads]
+            out = out.view(1, 40, heads, 16) if out.dim() == 3 else out
+            into[layer] = out if out.shape[1] == heads else out.transpose(1, 2)
 
         return hook
 
-    part = {"Gemma3": "q_norm", "Phi3": "qkv_proj"}.get(name, "q_proj")
+    normed = {"Gemma3": "q_norm k_norm", "Qwen3": "q_norm k_norm", "Phi3": "qkv_proj qkv_proj"}
+    of_queries, of_keys = normed.get(name, "q_proj k_proj").split()
     for i, layer in enumerate(model.model.layers):
-        getattr(layer.self_attn, part).register_forward_hook(catch(i))
+        for part, *rest in ((of_queries, queries, i, 0, 4), (of_keys, keys, i, 64, 2)):
+            getattr(layer.self_attn, part).register_forward_hook(catch(*rest))
     with press(model):
         model(ids)
     assert press.seen
     for number, rotated, plain in press.seen:
-        close(plain, want[compressed(model)[number]][:, :, -8:], 1e-5)
+        close(plain, queries[compressed(model)[number]][:, :, -8:], 1e-5)
         assert (rotated - plain).abs().max() > 0.01
+    for number, (rotated, told) in enumerate(press.ropes):
+        assert told["layout"] == "half" and told["width"] == (8 if name == "Phi3" else 16)
+        angles = torch.arange(40.0)[:, None] * told["inverse_frequencies"].repeat(2)
+        cos, sin = (f(angles) * told["attention_scaling"] for f in (torch.cos, torch.sin))
+        a, b = rotated[..., : told["width"]].chunk(2, -1)
+        back = (rotated[..., : told["width"]] * cos + torch.cat([b, -a], -1) * sin) / (
+            cos**2 + sin**2
+        )
+        want = keys[compressed(model)[number]]
+        close(back, want[..., : told["width"]], 1e-5)
+        assert torch.equal(rotated[..., told["width"] :], want[..., told["width"] :])
 
 
 @torch.no_grad()
