@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from kvpc import library
+from kvpc import errors, library
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,3 +97,12 @@ def test_names_of_parameters():
 def test_tables_are_fresh():
     code, output = run([sys.executable, ROOT / "scripts/status.py", "--check"], ROOT)
     assert code == 0, output
+
+
+def test_codes_of_calls_have_a_line():
+    """As the codes of programs have, see MessagesTest.cpp."""
+    page = (ROOT / "docs/Errors.md").read_text()
+    assert set(re.findall(r"^\| `(kvm-[a-z-]+)`", page, re.M)) == set(errors._CLASSES)
+    sources = [*(ROOT / "runtime").rglob("*.cpp"), *(ROOT / "runtime").rglob("*.py")]
+    told = set(re.findall(r'"(kvm-[a-z-]+)"', "".join(path.read_text() for path in sources)))
+    assert told - {"kvm-error"} == set(errors._CLASSES)  # where a switch ends
