@@ -75,7 +75,8 @@ Value Kernel::compute(const Row &row, Value v, const Indices &at) {
       .Case([&](kvp::ReduceOp o) { return reduceOp(row, o, at); })
       .Case([&](kvp::DotOp o) {
         SmallVector<Range> ranges = rangesOf(row, o.getLhs(), {o.getOver()}, at);
-        return reduceRanges(row, v, ranges, Fold::Sum, e.f32(), at, [&](const Indices &here) {
+        Value of = laneAxis(o.getLhs(), {o.getOver()}).empty() ? o.getRhs() : o.getLhs();
+        return reduceRanges(row, of, ranges, Fold::Sum, e.f32(), at, [&](const Indices &here) {
           Value a = value(row, o.getLhs(), here), b = value(row, o.getRhs(), here);
           return applyFn(kvp::Fn::Mul, {a, b}, e.f32());
         });
@@ -178,6 +179,16 @@ Value Kernel::compute(const Row &row, Value v, const Indices &at) {
             e, arith::CmpFPredicate::OEQ, x,
             e.constantOf(x.getType(), -std::numeric_limits<double>::infinity()));
         return e.select(masked, e.constantOf(x.getType(), 0), weight);
+      })
+      .Case([&](kvplan::RescaleOp o) {
+        Value x = value(row, o.getExponents(), at), w = value(row, o.getFactors(), at);
+        if (e.isVector(x) || e.isVector(w)) {
+          x = e.spread(x);
+          w = e.spread(w);
+        }
+        Value zero = e.constantOf(x.getType(), 0);
+        Value none = arith::CmpFOp::create(e, arith::CmpFPredicate::OEQ, x, zero);
+        return e.select(none, zero, arith::MulFOp::create(e, x, w));
       })
       .Default([&](Operation *other) {
         error(other, "`" + other->getName().getStringRef() + "` cannot stand inside an expression");
@@ -618,5 +629,14 @@ Value Kernel::load(const Row &row, Value buffer, const Indices &at) {
   for (auto [i, axis] :
        llvm::enumerate(cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes()))
     terms.push_back({*at.find(axis.getName()), axisStride(row, buffer, i)});
+  if (auto every = buffer.getDefiningOp<kvplan::BufferOp>().getEvery())
+    for (auto &&[term, axis] :
+         llvm::zip(terms, cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes()))
+      if (StringRef name = axis.getName(); name == "token" || name == "part") {
+        Value tile = indexValue(term.first);
+        tile = e.isVector(tile) ? arith::DivSIOp::create(e, tile, e.spread(e.constant(*every)))
+                                : e.div(tile, e.constant(*every));
+        term.first = e.isVector(tile) ? scattered(tile) : Index{tile, {}, false};
+      }
   return loadFrom(storageOf(buffer), bufferBase(row, buffer), terms, at.mask);
 }

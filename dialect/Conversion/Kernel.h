@@ -187,11 +187,15 @@ private:
   void accumulate(const Row &row, kvplan::AccumulateOp op, llvm::StringRef over,
                   mlir::Value segment, mlir::Value from, mlir::Value to, mlir::Value first);
   void combinePartials(const Row &row, kvplan::AccumulateOp op, mlir::Value segments);
+  /// Entries of a buffer in one tile of neighbours: 1, or as many as `every` says.
+  mlir::Value everyOf(mlir::Value buffer);
   void contract(const Row &row, kvplan::ContractOp op, mlir::Value from, mlir::Value to);
   void pack(const Row &row, kvplan::PackOp op);
   void statistics(const Row &row, kvplan::StatisticsOp op, mlir::Value segment, mlir::Value from,
                   mlir::Value to, mlir::Value first);
-  void combineStatistics(const Row &row, kvplan::StatisticsOp op, mlir::Value segments);
+  void combineStatistics(const Row &row, kvplan::StatisticsOp op, mlir::Value segments,
+                         mlir::Value entries);
+  mlir::Value tileFactors(const Row &row, mlir::Value factors, mlir::Value tile);
 
   // Steps.cpp: parallel bodies.
   std::string body(llvm::function_ref<void(const Row &, mlir::Value)> item);

@@ -53,10 +53,16 @@ Value Kernel::bufferExtent(const Row &row, Value buffer, StringRef axis, bool up
   if (base == "group")
     return field(row, offsetof(kvpc_call, groups));
   if (base == "token")
-    return upper ? field(row, offsetof(kvpc_call, tokens))
-                 : length(row, cacheOfState(attr.getState()));
+    return e.ceilDiv(upper ? field(row, offsetof(kvpc_call, tokens))
+                           : length(row, cacheOfState(attr.getState())),
+                     everyOf(buffer));
   Value tensor = axesOf(buffer);
-  return upper ? bound(row, tensor, axis) : extent(row, tensor, axis);
+  Value n = upper ? bound(row, tensor, axis) : extent(row, tensor, axis);
+  return base == "part" ? e.ceilDiv(n, everyOf(buffer)) : n;
+}
+
+Value Kernel::everyOf(Value buffer) {
+  return e.constant(buffer.getDefiningOp<kvplan::BufferOp>().getEvery().value_or(1));
 }
 
 Value Kernel::axisStride(const Row &row, Value buffer, unsigned i) {
@@ -74,7 +80,8 @@ Value Kernel::axisStride(const Row &row, Value buffer, unsigned i) {
       stride = e.mul(stride, bufferExtent(row, buffer, axis.getName(), /*upper=*/true));
       rows |= axis.getName() != "slot";
     }
-    return rows ? e.roundUp(stride, 64) : stride; // whole panels of a contraction
+    // Rows on lanes start at whole vectors, unless they fill none.
+    return rows ? e.select(e.less(stride, e.constant(16)), stride, e.roundUp(stride, 16)) : stride;
   }
   for (unsigned j = i + 1; j < axes.size(); ++j) {
     if (isEntryAxis(axes[j].getName()))
@@ -268,6 +275,13 @@ Value Kernel::elementCount(const Row &row, Value buffer) {
   return count;
 }
 
+/// Whether an element takes a reduction inside its entry.
+static bool reducesInside(Value v) {
+  Operation *op = v.getDefiningOp();
+  return op &&
+         (isa<kvp::ReduceOp, kvp::DotOp>(op) || llvm::any_of(op->getOperands(), reducesInside));
+}
+
 void Kernel::accumulate(const Row &row, kvplan::AccumulateOp op, StringRef over, Value segment,
                         Value from, Value to, Value first) {
   Value buffer = op.getBuffer();
@@ -289,39 +303,58 @@ void Kernel::accumulate(const Row &row, kvplan::AccumulateOp op, StringRef over,
     }
     return e.at(base, e.mul(offset, bytesOf(storage)));
   };
-  // Along lanes: entry after entry, so that streams are read in their order and the sums of
-  // neighbouring lanes do not wait for each other.
+  auto elementAt = [&](const Indices &here) {
+    Value v = value(row, op.getValue(), here);
+    if (!op.getWhere())
+      return v;
+    Value inside = value(row, op.getWhere(), here);
+    Type t = e.isVector(v) || e.isVector(inside) ? Type(e.vec(element)) : element;
+    return e.select(inside, v, identity(fold, t));
+  };
+  // Lanes along the buffer: sums of neighbouring vectors stay in registers for the tile.
   if (!lane.empty()) {
-    Type vector = e.vec(element);
-    e.when(first, [&] {
-      forEach(ranges, lane, headIndex(row), [&](const Indices &at) {
-        e.storeVector(storage, identity(fold, vector), addressOf(at), at.mask);
-      });
-    });
-    e.loop(from, to, 1, [&](Value entry) {
-      Indices here = headIndex(row).with(over, Index{entry, {}, false});
-      forEach(ranges, lane, here, [&](const Indices &at) {
-        Value v = e.spread(value(row, op.getValue(), at));
-        if (op.getWhere())
-          v = e.select(e.spread(value(row, op.getWhere(), at)), v, identity(fold, vector));
-        Value address = addressOf(at);
-        Value sum = foldPair(fold, e.loadVector(storage, address, at.mask), v);
-        e.storeVector(storage, sum, address, at.mask);
-      });
+    const Range &inner = ranges.back();
+    auto block = [&](const Indices &at, Value base, int64_t vectors, Value mask) {
+      Type vector = e.vec(element);
+      auto here = [&](const Indices &outer, int64_t v) {
+        Indices out = outer.with(lane, Index{e.add(base, v * e.lanes()), {}, true});
+        out.mask = mask;
+        return out;
+      };
+      SmallVector<Value> sums =
+          e.loop(from, to, 1, SmallVector<Value>(vectors, identity(fold, vector)),
+                 [&](Value entry, ValueRange carried) {
+                   Indices own = at.with(over, Index{entry, {}, false});
+                   SmallVector<Value> out;
+                   for (int64_t v = 0; v < vectors; ++v)
+                     out.push_back(foldPair(fold, carried[v], e.spread(elementAt(here(own, v)))));
+                   return out;
+                 });
+      for (int64_t v = 0; v < vectors; ++v) {
+        Value address = addressOf(here(at, v));
+        Value before = e.choose(
+            first, [&] { return identity(fold, vector); },
+            [&] { return e.loadVector(storage, address, mask); });
+        e.storeVector(storage, foldPair(fold, before, sums[v]), address, mask);
+      }
+    };
+    forEach(ArrayRef(ranges).drop_back(), "", headIndex(row), [&](const Indices &at) {
+      int64_t lanes = e.lanes(), vectors = 1;
+      // What a whole entry is needed for, such as its norm, is computed once for all vectors.
+      int64_t most = !inner.extent ? 1 : reducesInside(op.getValue()) ? 16 : 8;
+      while (vectors < most && *inner.extent % (vectors * 2 * lanes) == 0)
+        vectors *= 2;
+      Value rest = e.rem(inner.to, e.constant(lanes * vectors)), main = e.sub(inner.to, rest);
+      e.loop(e.constant(0), main, lanes * vectors,
+             [&](Value base) { block(at, base, vectors, {}); });
+      if (!inner.extent || *inner.extent % (lanes * vectors) != 0)
+        e.when(e.less(e.constant(0), rest), [&] { block(at, main, 1, e.lanesBelow(rest)); });
     });
     return;
   }
   forEach(ranges, lane, headIndex(row), [&](const Indices &at) {
     Range sweep{over.str(), from, to, std::nullopt};
-    Value sum =
-        reduceRanges(row, op.getValue(), sweep, fold, element, at, [&](const Indices &here) {
-          Value v = value(row, op.getValue(), here);
-          if (!op.getWhere())
-            return v;
-          Value inside = value(row, op.getWhere(), here);
-          Type t = e.isVector(v) || e.isVector(inside) ? Type(e.vec(element)) : element;
-          return e.select(inside, v, identity(fold, t));
-        });
+    Value sum = reduceRanges(row, op.getValue(), sweep, fold, element, at, elementAt);
     Value address = addressOf(at);
     // The first tile of a segment starts from the identity, the others go on.
     Value before = e.choose(
@@ -474,7 +507,6 @@ void Kernel::contract(const Row &row, kvplan::ContractOp op, Value from, Value t
   }
   Value keys = e.at(fieldPtr(row, tensor), e.mul(offset, bytesOf(inputStorage())));
   Value rows = rowCount(row, op.getBuffer());
-  Value panels = e.ceilDiv(rows, e.constant(panelRows()));
   Value step = entryStride(row, op.getBuffer());
   Value out = e.at(elementBase(row, op.getBuffer()), e.mul(e.mul(from, step), 4));
   Value scale = e.toFloat(host(row, op.getScale()));
@@ -486,7 +518,7 @@ void Kernel::contract(const Row &row, kvplan::ContractOp op, Value from, Value t
                           elementBase(row, op.getPanels())};
   if (variant.dtype == KVPC_BF16)
     args.push_back(e.constant(packedParts(op.getPanels())));
-  args.append({panels, scale, out, step});
+  args.append({rows, scale, out, step});
   e.call(variant.dtype == KVPC_F32    ? "kvpc_prim_contract_f32"
          : variant.dtype == KVPC_BF16 ? "kvpc_prim_contract_bf16"
                                       : "kvpc_prim_contract_f16",
@@ -507,16 +539,32 @@ void Kernel::statistics(const Row &row, kvplan::StatisticsOp op, Value segment, 
   Value z = partialBase(row, op.getInverse(), segment);
   e.when(first, [&] { e.call("kvpc_prim_softmax_begin", {m, z, rows}); });
   Value x = e.at(elementBase(row, op.getBuffer()), e.mul(e.mul(from, step), 4));
+  if (Value factors = op.getFactors()) {
+    Value reference = tileFactors(row, factors, e.div(from, everyOf(factors)));
+    e.call("kvpc_prim_softmax_tile_store", {x, e.sub(to, from), step, rows, m, z, reference});
+    return;
+  }
   e.call("kvpc_prim_softmax_tile", {x, e.sub(to, from), step, rows, m, z});
 }
 
-void Kernel::combineStatistics(const Row &row, kvplan::StatisticsOp op, Value segments) {
+/// Factors of a tile's rows.
+Value Kernel::tileFactors(const Row &row, Value factors, Value tile) {
+  return e.at(elementBase(row, factors), e.mul(e.mul(tile, entryStride(row, factors)), 4));
+}
+
+void Kernel::combineStatistics(const Row &row, kvplan::StatisticsOp op, Value segments,
+                               Value entries) {
   Value rows = rowCount(row, op.getBuffer());
   Value m = partialBase(row, op.getMaximum(), e.constant(0));
   Value z = partialBase(row, op.getInverse(), e.constant(0));
   Value width = e.div(slotI64(row, buffers[op.getMaximum()].stride), e.constant(4));
   e.when(e.less(segments, e.constant(1)), [&] { e.call("kvpc_prim_softmax_begin", {m, z, rows}); });
   e.call("kvpc_prim_tree_softmax", {m, z, segments, width});
+  if (Value factors = op.getFactors())
+    e.loop(e.constant(0), e.ceilDiv(entries, everyOf(factors)), 1, [&](Value tile) {
+      Value w = tileFactors(row, factors, tile);
+      e.call("kvpc_prim_softmax_factors", {w, m, z, rows, w});
+    });
   Value maximum = elementBase(row, op.getMaximum()), inverse = elementBase(row, op.getInverse());
   e.loop(e.constant(0), rows, 1, [&](Value i) {
     Value bytes = e.mul(i, 4), zero = e.constantF32(0);

@@ -151,12 +151,12 @@ void Kernel::pass(const Row &row, kvplan::PassOp op, kvplan::Space space) {
     return;
   std::string combine = body([&](const Row &outer, Value slot) {
     Row task = taskRow(outer, e.add(slotI64(outer, chunkSlot), slot), space, slot);
-    Value used = segmentsOf(task, op, passEntries(task, op, false));
+    Value entries = passEntries(task, op, false), used = segmentsOf(task, op, entries);
     for (Operation &inner : op.getBody().front()) {
       if (auto a = dyn_cast<kvplan::AccumulateOp>(inner))
         combinePartials(task, a, used);
       else if (auto s = dyn_cast<kvplan::StatisticsOp>(inner))
-        combineStatistics(task, s, used);
+        combineStatistics(task, s, used, entries);
     }
   });
   launch(row, combine, slotI64(row, chunkSizeSlot));

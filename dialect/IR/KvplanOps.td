@@ -59,9 +59,10 @@ def Kvplan_PipelineOp : Kvplan_Op<"pipeline", [Symbol, IsolatedFromAbove, Single
 
 def Kvplan_BufferOp : Kvplan_Op<"buffer"> {
   let summary = "declares memory; extents follow from the axes' upper bounds";
-  let arguments = (ins StrAttr:$name, Kvplan_ScopeAttr:$scope);
+  let description = [{ `every = n`: one entry for n neighbours along token or part. }];
+  let arguments = (ins StrAttr:$name, Kvplan_ScopeAttr:$scope, OptionalAttr<I64Attr>:$every);
   let results = (outs Kvplan_BufferType:$result);
-  let assemblyFormat = "$name $scope attr-dict `:` type($result)";
+  let assemblyFormat = "$name $scope (`every` $every^)? attr-dict `:` type($result)";
 }
 
 def Kvplan_TasksOp : Kvplan_Op<"tasks", [SingleBlock, NoTerminator]> {
@@ -109,7 +110,7 @@ def Kvplan_StoreOp : Kvplan_Op<"store"> {
 }
 
 def Kvplan_AccumulateOp : Kvplan_Op<"accumulate", [HasParent<"PassOp">]> {
-  let summary = "reduces over the pass's axis: in order within a segment, by a tree over segments";
+  let summary = "reduces over the pass's axis: tiles in order within a segment, by a tree over segments";
   let description = [{
     Complete after the pass (C2). `where` keeps entries out. The buffer has the value's axes without
     the pass's.
@@ -148,11 +149,23 @@ def Kvplan_StatisticsOp : Kvplan_Op<"statistics", [HasParent<"PassOp">,
   let summary = "maximum and sum of exp(x - maximum) over the pass's axis, in one sweep";
   let description = [{
     `buffer` was stored in this pass. After the pass `maximum` holds m and `inverse` 1 / z, 0 where
-    nothing is admitted.
+    nothing is admitted. With `factors`, which has an entry for every tile, `buffer` then holds
+    exp(x - M), M the maximum as it stood at that tile, and `factors` exp(M - m) / z.
   }];
   let arguments = (ins Kvplan_BufferType:$buffer, Kvplan_BufferType:$maximum,
-                       Kvplan_BufferType:$inverse);
-  let assemblyFormat = "$buffer `into` $maximum `,` $inverse attr-dict `:` type($buffer) `,` type($maximum)";
+                       Kvplan_BufferType:$inverse, Optional<Kvplan_BufferType>:$factors);
+  let assemblyFormat = [{
+    $buffer `into` $maximum `,` $inverse (`factors` $factors^ `:` type($factors))? attr-dict
+    `:` type($buffer) `,` type($maximum)
+  }];
+}
+
+def Kvplan_RescaleOp : Kvplan_Op<"rescale", [Pure, AllTypesMatch<["exponents", "factors",
+                                                                  "result"]>]> {
+  let summary = "softmax from stored exponents and their tiles' factors; 0 where the exponent is 0";
+  let arguments = (ins Kvp_FloatTensor:$exponents, Kvp_FloatTensor:$factors);
+  let results = (outs Kvp_FloatTensor:$result);
+  let assemblyFormat = "$exponents `,` $factors attr-dict `:` type($result)";
 }
 
 def Kvplan_WeightOp : Kvplan_Op<"weight", [Pure]> {

@@ -40,14 +40,18 @@ struct Root {
   llvm::SmallVector<unsigned> consumers;
   int64_t reuse = 0, leader = 0;
   kvplan::BufferOp buffer, second; // second: 1 / z of statistics
-  bool ownOfHeads = false;         // no axis `head`, and yet each head has its own
-  bool inPlace = false;            // shares the buffer of the contraction it masks
-  bool axisLast = false;           // entries innermost: rows of whole-row operations
+  kvplan::BufferOp factors;        // statistics whose exponents stay in the buffer of their input
+  bool keepsExponents = false;
+  bool ownOfHeads = false; // no axis `head`, and yet each head has its own
+  bool inPlace = false;    // shares the buffer of the contraction it masks
+  bool axisLast = false;   // entries innermost: rows of whole-row operations
   // Contract: the operands and the factor of the sum.
   mlir::Value stream, rows, scale;
 
   /// What must be evaluated or loaded to make it.
   llvm::SmallVector<mlir::Value> operands() const;
+  /// Entries of a tile.
+  int64_t tile() const;
   /// Whether an entry's value is there as soon as its tile is done.
   bool makesEntries() const { return kind == Store || kind == Contract; }
 };
@@ -67,7 +71,7 @@ private:
   std::vector<Root> roots;
   llvm::DenseMap<mlir::Value, unsigned> rootOf;
   llvm::DenseMap<mlir::Value, unsigned> statisticsOf; // softmax -> root
-  llvm::DenseMap<mlir::Value, unsigned> selections; // cache -> step of the selection that made it
+  llvm::DenseMap<mlir::Value, unsigned> selections;   // cache -> step of the selection that made it
 
   // Hold.cpp
   llvm::DenseMap<mlir::Value, bool> dear, own;

@@ -98,12 +98,14 @@ Value Program::evaluate(ImplicitLocOpBuilder &b, Value v, IRMapping &here, const
     };
     Value loaded;
     if (leaf.kind == Root::Statistics) {
-      Value x = v.getDefiningOp()->getOperand(0);
+      Value x = evaluate(b, v.getDefiningOp()->getOperand(0), here, root);
       NamedTensorType rows = leaf.buffer.getType().getTensor();
       if (leaf.ownOfHeads)
         rows = rows.without({"head"});
-      loaded = kvplan::WeightOp::create(b, v.getType(), evaluate(b, x, here, root),
-                                        load(leaf.buffer, rows), load(leaf.second, rows));
+      loaded = leaf.factors
+                   ? kvplan::RescaleOp::create(b, x, load(leaf.factors, tensorOf(v))).getResult()
+                   : kvplan::WeightOp::create(b, v.getType(), x, load(leaf.buffer, rows),
+                                              load(leaf.second, rows));
     } else {
       loaded = load(leaf.buffer, tensorOf(v));
     }
@@ -123,9 +125,10 @@ Value Program::evaluate(ImplicitLocOpBuilder &b, Value v, IRMapping &here, const
 
 void Program::declare(ImplicitLocOpBuilder &b) {
   unsigned number = 0;
-  auto buffer = [&](NamedTensorType type, kvplan::Scope scope) {
+  auto buffer = [&](NamedTensorType type, kvplan::Scope scope, IntegerAttr every = {}) {
     return kvplan::BufferOp::create(b, kvplan::BufferType::get(b.getContext(), type),
-                                    "b" + std::to_string(number++), scope);
+                                    b.getStringAttr("b" + std::to_string(number++)),
+                                    kvplan::ScopeAttr::get(b.getContext(), scope), every);
   };
   for (Root &root : roots) {
     if (root.kind == Root::Select)
@@ -136,6 +139,9 @@ void Program::declare(ImplicitLocOpBuilder &b) {
       NamedTensorType type = tensorOf(root.value).without({root.key.over.getName()});
       root.buffer = buffer(memoryOrder(type, root), kvplan::Scope::Call);
       root.second = buffer(memoryOrder(type, root), kvplan::Scope::Call);
+      if (root.keepsExponents)
+        root.factors = buffer(memoryOrder(tensorOf(root.value), root), kvplan::Scope::Call,
+                              b.getI64IntegerAttr(root.tile()));
     } else if (root.inPlace) {
       root.buffer = roots[rootOf[root.value.getDefiningOp()->getOperand(1)]].buffer;
     } else {
@@ -196,7 +202,8 @@ void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
   }
   case Root::Statistics: {
     Value x = root.value.getDefiningOp()->getOperand(0);
-    kvplan::StatisticsOp::create(b, roots[rootOf[x]].buffer, root.buffer, root.second);
+    kvplan::StatisticsOp::create(b, roots[rootOf[x]].buffer, root.buffer, root.second,
+                                 root.factors ? root.factors.getResult() : Value());
     break;
   }
   case Root::Order: {
@@ -317,9 +324,7 @@ LogicalResult Program::emit() {
       hostOperands(b, roots[i]);
     b.setInsertionPointToEnd(&tasks.getBody().front());
     if (group.key.kind == Step::Pass) {
-      int64_t tile = 128;
-      if (group.key.over.getName() == "part")
-        tile = 16;
+      int64_t tile = roots[group.roots.front()].tile();
       auto pass = kvplan::PassOp::create(b, group.key.over, tile, /*segment=*/4);
       b.createBlock(&pass.getBody());
     } else if (group.key.kind == Step::Small) {
@@ -338,16 +343,17 @@ LogicalResult Program::emit() {
     emitScores();
 
   // Wide buffers that one group of tasks alone uses exist once per task in flight.
-  for (Root &root : roots) {
-    if (!root.buffer || root.inPlace ||
-        (root.kind != Root::Pack && !isWide(root.buffer.getType().getTensor())))
+  for (Operation &op : *body) {
+    auto buffer = dyn_cast<kvplan::BufferOp>(op);
+    if (!buffer)
       continue;
-    Value buffer = root.buffer.getResult();
-    auto first = (*buffer.user_begin())->getParentOfType<kvplan::TasksOp>();
-    bool local = first && llvm::all_of(buffer.getUsers(), [&](Operation *user) {
-                   return user->getParentOfType<kvplan::TasksOp>() == first;
-                 });
-    root.buffer.setScope(local ? kvplan::Scope::Task : kvplan::Scope::Call);
+    auto users = buffer.getResult().getUsers();
+    auto in = [](Operation *user) { return user->getParentOfType<kvplan::TasksOp>(); };
+    bool packed = llvm::any_of(users, [](Operation *user) { return isa<kvplan::PackOp>(user); });
+    auto first = users.empty() ? kvplan::TasksOp() : in(*users.begin());
+    if (first && (packed || isWide(buffer.getType().getTensor())) &&
+        llvm::all_of(users, [&](Operation *user) { return in(user) == first; }))
+      buffer.setScope(kvplan::Scope::Task);
   }
 
   b.setInsertionPointToEnd(body);

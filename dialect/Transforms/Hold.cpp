@@ -24,6 +24,8 @@ AxisAttr kvpc::cut::entryAxis(NamedTensorType type) {
 
 static NamedTensorType tensorOf(Value v) { return dyn_cast<NamedTensorType>(v.getType()); }
 
+int64_t Root::tile() const { return key.over && key.over.getName() == "part" ? 16 : 128; }
+
 SmallVector<Value> Root::operands() const {
   switch (kind) {
   case Contract:
@@ -201,7 +203,8 @@ bool Program::holdContraction(kvp::DotOp op) {
     if (auto topk = dyn_cast<kvp::TopkOp>(op); topk && topk.getElementAxis() == "channel")
       return false;
   AxisAttr query = tensorOf(rows).getAxis("query");
-  if (!query || !query.isStatic() || query.getExtent() < 8 || !tensorOf(rows).hasAxis("head"))
+  bool several = tensorOf(rows).hasAxis("group") || query;
+  if (!several || (query && !query.isStatic()) || !tensorOf(rows).hasAxis("head"))
     return false;
 
   Root pack{Root::Pack};
@@ -286,6 +289,10 @@ LogicalResult Program::holdOp(Operation &op) {
   if (auto softmax = dyn_cast<kvp::SoftmaxOp>(op)) {
     root.kind = Root::Statistics;
     root.key = keyOf(softmax.getInput());
+    // A buffer that nobody else reads keeps the exponents, so that none is taken twice.
+    Value x = softmax.getInput();
+    if (auto it = rootOf.find(x); it != rootOf.end() && x.hasOneUse() && !stored)
+      root.keepsExponents = roots[it->second].makesEntries();
     unsigned statistics = add(root);
     statisticsOf[v] = statistics;
     // Weights are computed again where they are used, except by what reads memory.

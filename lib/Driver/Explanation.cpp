@@ -40,8 +40,12 @@ std::string describe(mlir::Operation *op) {
       .Case([](kvplan::ContractOp o) {
         return "contract with rows " + axesOf(o.getPanels().getType().getTensor());
       })
-      .Case([](kvplan::StatisticsOp) { return std::string("softmax statistics"); })
+      .Case([](kvplan::StatisticsOp o) {
+        return std::string(o.getFactors() ? "softmax statistics, exponents stay in place"
+                                          : "softmax statistics");
+      })
       .Case([](kvplan::WeightOp) { return std::string("softmax weights"); })
+      .Case([](kvplan::RescaleOp) { return std::string("softmax weights from stored exponents"); })
       .Case([](kvplan::PackOp) { return std::string("pack rows"); })
       .Case([](kvplan::AccumulateOp o) {
         return (kvplan::stringifyCombine(o.getKind()) + " over the pass").str();
@@ -165,6 +169,8 @@ private:
     } else if (auto statistics = mlir::dyn_cast<kvplan::StatisticsOp>(op)) {
       target(statistics.getMaximum());
       target(statistics.getInverse());
+      if (statistics.getFactors())
+        target(statistics.getFactors());
     }
   }
 
@@ -186,6 +192,7 @@ private:
         // Difference, exponential, sum or product.
         .Case([&](kvplan::StatisticsOp o) { return 3 * entries(o.getBuffer()); })
         .Case([&](kvplan::WeightOp o) { return 3 * entries(o.getResult()); })
+        .Case([&](kvplan::RescaleOp o) { return entries(o.getResult()); })
         .Case([&](kvp::AvgPoolOp o) {
           return static_cast<int64_t>(o.getSize()) * entries(o.getResult());
         })
@@ -210,8 +217,7 @@ private:
   }
 
   int64_t bufferBytes(mlir::Value buffer, kvplan::Space space) {
-    TensorType type = mlir::cast<kvplan::BufferType>(buffer.getType()).getTensor();
-    return costs.entries(type, space) * PlanCosts::elementBytes(type.getElementType());
+    return costs.bytes(buffer.getDefiningOp<kvplan::BufferOp>(), space);
   }
   static std::string nameOf(mlir::Value buffer) {
     return buffer.getDefiningOp<kvplan::BufferOp>().getName().str();
@@ -276,7 +282,7 @@ private:
     llvm::raw_string_ostream(held.type) << axesOf(type) << " " << type.getElementType();
     held.why = whyHeld(buffer.getResult());
     held.perCall = perCall;
-    held.bytes = perCall ? costs.callBytes(type) : costs.taskBytes(type, space);
+    held.bytes = perCall ? costs.callBytes(buffer) : costs.taskBytes(buffer, space);
     out.buffers.push_back(std::move(held));
   }
 
@@ -289,7 +295,8 @@ private:
         return "whole rows are put in order";
       if (auto statistics = mlir::dyn_cast<kvplan::StatisticsOp>(user);
           statistics && statistics.getBuffer() != buffer)
-        why = "a finished reduction";
+        why = statistics.getFactors() == buffer ? "what turns a tile's exponents into weights"
+                                                : "a finished reduction";
       if (mlir::isa<kvplan::AccumulateOp>(user))
         why = "a finished reduction";
       if (mlir::isa<kvplan::PackOp>(user))

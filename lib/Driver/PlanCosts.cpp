@@ -65,17 +65,23 @@ int64_t PlanCosts::extent(kvp::AxisAttr axis) const {
   return size.tokens; // token, and query of all of a pass
 }
 
-int64_t PlanCosts::elementBytes(mlir::Type element) {
-  return element.isInteger(1) ? 1 : element.isInteger(64) ? 8 : 4;
+int64_t PlanCosts::bytes(kvplan::BufferOp buffer, kvplan::Space space) const {
+  kvp::NamedTensorType type = buffer.getResult().getType().getTensor();
+  int64_t n = entries(type, space), every = static_cast<int64_t>(buffer.getEvery().value_or(1));
+  for (kvp::AxisAttr axis : type.getAxes())
+    if (every > 1 && (axis.getName() == "token" || axis.getName() == "part"))
+      n = n / std::max<int64_t>(extent(axis), 1) * ((extent(axis) + every - 1) / every);
+  mlir::Type element = type.getElementType();
+  return n * (element.isInteger(1) ? 1 : element.isInteger(64) ? 8 : 4);
 }
 
-int64_t PlanCosts::callBytes(kvp::NamedTensorType type) const {
-  return entries(type, kvplan::Space::Batch) * elementBytes(type.getElementType());
+int64_t PlanCosts::callBytes(kvplan::BufferOp buffer) const {
+  return bytes(buffer, kvplan::Space::Batch);
 }
 
-int64_t PlanCosts::taskBytes(kvp::NamedTensorType type, kvplan::Space space) const {
+int64_t PlanCosts::taskBytes(kvplan::BufferOp buffer, kvplan::Space space) const {
   int64_t tasks = shape.batch * (space == kvplan::Space::Head ? shape.heads : 1);
-  return entries(type, space) / tasks * elementBytes(type.getElementType());
+  return bytes(buffer, space) / tasks;
 }
 
 int64_t PlanCosts::entries(kvp::NamedTensorType type, kvplan::Space space) const {

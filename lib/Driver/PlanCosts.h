@@ -38,11 +38,12 @@ public:
   int64_t extent(kvp::AxisAttr axis) const;
   /// Entries of a tensor over one call, evaluated once for every task of `space`.
   int64_t entries(kvp::NamedTensorType type, kvplan::Space space) const;
-  static int64_t elementBytes(mlir::Type element);
+  /// What all tasks of `space` together read or write of a buffer.
+  int64_t bytes(kvplan::BufferOp buffer, kvplan::Space space) const;
   /// Of a buffer that has room for all rows (and heads).
-  int64_t callBytes(kvp::NamedTensorType type) const;
+  int64_t callBytes(kvplan::BufferOp buffer) const;
   /// Of a buffer for one task.
-  int64_t taskBytes(kvp::NamedTensorType type, kvplan::Space space) const;
+  int64_t taskBytes(kvplan::BufferOp buffer, kvplan::Space space) const;
 
 private:
   struct Amount {

@@ -77,7 +77,7 @@ CASES = {
         },
     ),
     # Squares of up to 512 entries are added one after another in f32.
-    "think": Case(8e-6, window=32, element="channel", arguments={"ratio": 0.4}),
+    "think": Case(2e-6, window=32, element="channel", arguments={"ratio": 0.4}),
     "snap_think": Case(4e-6, window=64, stages=2, arguments={"drop": 0.5, "thin": 0.25}),
     "chunk_snap_think": Case(
         4e-6, window=64, stages=2, element="part", size=20, arguments={"drop": 0.6, "thin": 0.5}

@@ -63,7 +63,7 @@ struct Task {
   const int32_t *ids;
   int64_t tokens, channels;
   const void *panels;
-  int64_t panelBytes, parts, npanels;
+  int64_t panelBytes, parts, rows;
   float scale;
   float *out;
   int64_t outStride;
@@ -74,9 +74,10 @@ struct Task {
   }
 };
 
-/// Tokens t .. t + tokens - 1 against panel p.
-template <int tokens, typename Keys>
-KVPC_INLINE void microTile(const Task &task, int64_t t, int64_t p) {
+/// Tokens t .. t + tokens - 1 against the first `vectors` vectors of panel p, of which `rows` rows
+/// are written.
+template <int tokens, int vectors, typename Keys>
+KVPC_INLINE void microTile(const Task &task, int64_t t, int64_t p, int64_t rows) {
   const typename Keys::Element *keys[tokens];
   for (int i = 0; i < tokens; ++i)
     keys[i] = task.key<typename Keys::Element>(t + i);
@@ -84,27 +85,43 @@ KVPC_INLINE void microTile(const Task &task, int64_t t, int64_t p) {
       reinterpret_cast<const float *>(static_cast<const char *>(task.panels) + p * task.panelBytes);
   int64_t partFloats = task.panelBytes / 4 / task.parts;
 
-  Lanes sums[tokens][kVectors] = {};
+  Lanes sums[tokens][vectors] = {};
   for (int64_t part = 0; part < task.parts; ++part, panel += partFloats)
     for (int64_t c = 0; c < task.channels; c += Keys::kChannels)
 #pragma clang loop unroll(full)
       for (int i = 0; i < tokens; ++i)
 #pragma clang loop unroll(full)
-        for (int v = 0; v < kVectors; ++v)
+        for (int v = 0; v < vectors; ++v)
           sums[i][v] = Keys::add(sums[i][v], panel + v * kLanes, keys[i], c);
 
   float *out = task.out + t * task.outStride + p * kPanelRows;
 #pragma clang loop unroll(full)
   for (int i = 0; i < tokens; ++i)
 #pragma clang loop unroll(full)
-    for (int v = 0; v < kVectors; ++v)
-      store(out + i * task.outStride + v * kLanes, sums[i][v] * task.scale);
+    for (int v = 0; v < vectors; ++v) {
+      float *to = out + i * task.outStride + v * kLanes;
+      Lanes sum = sums[i][v] * task.scale;
+      if (int64_t rest = rows - v * kLanes; rest >= kLanes)
+        store(to, sum);
+      else
+        storeFirst(to, sum, most(rest, 0));
+    }
+}
+
+/// One panel: few rows take one vector of it.
+template <int tokens, typename Keys>
+KVPC_INLINE void panelTile(const Task &task, int64_t t, int64_t p) {
+  int64_t rows = task.rows - p * kPanelRows;
+  if (rows > kLanes)
+    microTile<tokens, kVectors, Keys>(task, t, p, rows);
+  else
+    microTile<tokens, 1, Keys>(task, t, p, rows);
 }
 
 /// Tokens first .. end - 1 against all panels, each of which stays in the cache meanwhile.
 template <typename Keys>
 void contractBlock(const Task &task, int64_t first, int64_t end) {
-  for (int64_t p = 0; p < task.npanels; ++p) {
+  for (int64_t p = 0; p * kPanelRows < task.rows; ++p) {
     int64_t t = first;
     for (; t + kTokens <= end; t += kTokens) {
       // A set's rows are not what the machine expects next.
@@ -112,23 +129,23 @@ void contractBlock(const Task &task, int64_t first, int64_t end) {
         for (int i = kTokens; i < 2 * kTokens; ++i)
           for (int64_t c = 0; c < task.channels; c += 64 / sizeof(typename Keys::Element))
             __builtin_prefetch(task.key<typename Keys::Element>(t + i) + c);
-      microTile<kTokens, Keys>(task, t, p);
+      panelTile<kTokens, Keys>(task, t, p);
     }
     switch (end - t) {
     case 5:
-      microTile<5, Keys>(task, t, p);
+      panelTile<5, Keys>(task, t, p);
       break;
     case 4:
-      microTile<4, Keys>(task, t, p);
+      panelTile<4, Keys>(task, t, p);
       break;
     case 3:
-      microTile<3, Keys>(task, t, p);
+      panelTile<3, Keys>(task, t, p);
       break;
     case 2:
-      microTile<2, Keys>(task, t, p);
+      panelTile<2, Keys>(task, t, p);
       break;
     case 1:
-      microTile<1, Keys>(task, t, p);
+      panelTile<1, Keys>(task, t, p);
       break;
     }
   }
@@ -147,8 +164,8 @@ void contractWidened(const Task &task) {
   int64_t block = kFloats / most(task.channels, 1) / kTokens * kTokens;
   if (block == 0) {
     for (int64_t t = 0; t < task.tokens; ++t)
-      for (int64_t p = 0; p < task.npanels; ++p)
-        microTile<1, LongKeys<Half>>(task, t, p);
+      for (int64_t p = 0; p * kPanelRows < task.rows; ++p)
+        panelTile<1, LongKeys<Half>>(task, t, p);
     return;
   }
   alignas(64) float widened[kFloats];
@@ -179,28 +196,28 @@ int64_t f32PanelBytes(int64_t channels) { return channels * kPanelRows * 4; }
 extern "C" {
 
 void kvpc_prim_contract_f32(const float *keys, int64_t key_stride, const int32_t *ids,
-                            int64_t tokens, int64_t channels, const void *panels, int64_t npanels,
+                            int64_t tokens, int64_t channels, const void *panels, int64_t rows,
                             float scale, float *out, int64_t out_stride) {
   contract<F32Keys>(Task{keys, key_stride, ids, tokens, channels, panels, f32PanelBytes(channels),
-                         1, npanels, scale, out, out_stride});
+                         1, rows, scale, out, out_stride});
 }
 
 void kvpc_prim_contract_bf16(const uint16_t *keys, int64_t key_stride, const int32_t *ids,
                              int64_t tokens, int64_t channels, const void *panels, int64_t parts,
-                             int64_t npanels, float scale, float *out, int64_t out_stride) {
+                             int64_t rows, float scale, float *out, int64_t out_stride) {
   if (inPairs(channels))
     contract<PairKeys>(Task{keys, key_stride, ids, tokens, channels, panels,
-                            f32PanelBytes(channels) / 2 * parts, parts, npanels, scale, out,
+                            f32PanelBytes(channels) / 2 * parts, parts, rows, scale, out,
                             out_stride});
   else
     contractWidened<Bf16>(Task{keys, key_stride, ids, tokens, channels, panels,
-                               f32PanelBytes(channels), 1, npanels, scale, out, out_stride});
+                               f32PanelBytes(channels), 1, rows, scale, out, out_stride});
 }
 
 void kvpc_prim_contract_f16(const uint16_t *keys, int64_t key_stride, const int32_t *ids,
-                            int64_t tokens, int64_t channels, const void *panels, int64_t npanels,
+                            int64_t tokens, int64_t channels, const void *panels, int64_t rows,
                             float scale, float *out, int64_t out_stride) {
   contractWidened<F16>(Task{keys, key_stride, ids, tokens, channels, panels,
-                            f32PanelBytes(channels), 1, npanels, scale, out, out_stride});
+                            f32PanelBytes(channels), 1, rows, scale, out, out_stride});
 }
 }

@@ -125,19 +125,18 @@ void kvpc_prim_pack_rows(const void *q, int64_t q_dtype, int64_t group_stride, i
                          const int32_t *channel_ids, float scale, int64_t key_dtype, int64_t parts,
                          void *panels);
 
-/// out[t * out_stride + r] for all t < tokens and r < npanels * kvpc_prim_panel_rows(). Token t is
-/// row t of keys, or row ids[t] if `ids` is not null. Missing rows give 0, or NaN where the key is
-/// not finite. f32 panels: one fma a channel, channels ascending, from 0. bf16 panels: one
-/// vdpbf16ps a pair of channels, ascending, part after part. The sum is then multiplied by scale.
-/// Hence a result depends on the token's key, the row and the level alone.
+/// out[t * out_stride + r] for all t < tokens and r < rows. Token t is row t of keys, or row ids[t]
+/// if `ids` is not null. f32 panels: one fma a channel, channels ascending, from 0. bf16 panels:
+/// one vdpbf16ps a pair of channels, ascending, part after part. The sum is then multiplied by
+/// scale. Hence a result depends on the token's key, the row and the level alone.
 void kvpc_prim_contract_f32(const float *keys, int64_t key_stride, const int32_t *ids,
-                            int64_t tokens, int64_t channels, const void *panels, int64_t npanels,
+                            int64_t tokens, int64_t channels, const void *panels, int64_t rows,
                             float scale, float *out, int64_t out_stride);
 void kvpc_prim_contract_bf16(const uint16_t *keys, int64_t key_stride, const int32_t *ids,
                              int64_t tokens, int64_t channels, const void *panels, int64_t parts,
-                             int64_t npanels, float scale, float *out, int64_t out_stride);
+                             int64_t rows, float scale, float *out, int64_t out_stride);
 void kvpc_prim_contract_f16(const uint16_t *keys, int64_t key_stride, const int32_t *ids,
-                            int64_t tokens, int64_t channels, const void *panels, int64_t npanels,
+                            int64_t tokens, int64_t channels, const void *panels, int64_t rows,
                             float scale, float *out, int64_t out_stride);
 
 //===----------------------------------------------------------------------===//

@@ -45,21 +45,20 @@ struct Problem {
     kvpc_prim_pack_rows(qBytes.data(), dtype, queries * channels, channels, groups, queries,
                         channels, nullptr, packScale, dtype, parts, panels.data());
     EXPECT_TRUE(panels.intact());
-    Guarded<float> out(tokens ? (tokens - 1) * outStride + npanels * width : 0, -1.0f);
+    Guarded<float> out(tokens ? (tokens - 1) * outStride + rows : 0, -1.0f);
     const int32_t *list = ids ? ids->data() : nullptr;
     auto *halves = reinterpret_cast<const uint16_t *>(kBytes.data());
     if (dtype == KVPC_F32)
       kvpc_prim_contract_f32(reinterpret_cast<const float *>(kBytes.data()), keyStride, list,
-                             tokens, channels, panels.data(), npanels, scale, out.data(),
-                             outStride);
+                             tokens, channels, panels.data(), rows, scale, out.data(), outStride);
     else if (dtype == KVPC_BF16)
-      kvpc_prim_contract_bf16(halves, keyStride, list, tokens, channels, panels.data(), parts,
-                              npanels, scale, out.data(), outStride);
+      kvpc_prim_contract_bf16(halves, keyStride, list, tokens, channels, panels.data(), parts, rows,
+                              scale, out.data(), outStride);
     else
-      kvpc_prim_contract_f16(halves, keyStride, list, tokens, channels, panels.data(), npanels,
-                             scale, out.data(), outStride);
+      kvpc_prim_contract_f16(halves, keyStride, list, tokens, channels, panels.data(), rows, scale,
+                             out.data(), outStride);
     EXPECT_TRUE(out.intact());
-    return out.first(tokens ? (tokens - 1) * outStride + npanels * width : 0);
+    return out.first(tokens ? (tokens - 1) * outStride + rows : 0);
   }
 };
 
@@ -69,16 +68,15 @@ void expectContraction(int64_t dtype, int64_t groups, int64_t queries, int64_t c
   std::vector<int32_t> ids;
   for (int64_t t = 0; t < tokens; ++t)
     ids.push_back(int32_t(2 * t + (t > 4)));
-  int64_t rows = groups * queries, width = kvpc_prim_panel_rows();
-  int64_t padded = (rows + width - 1) / width * width, stride = padded + gap;
+  int64_t rows = groups * queries, stride = rows + gap;
   // The scale where each layout takes it.
   float packScale = p.pairs() ? 1.0f : 0.7f, scale = 0.3f;
   std::vector<float> out = p.contract(byIds ? &ids : nullptr, tokens, packScale, scale, 1, stride);
   for (int64_t t = 0; t < tokens; ++t)
-    for (int64_t r = 0; r < padded; ++r) {
+    for (int64_t r = 0; r < rows; ++r) {
       float sum = 0;
       double exact = 0, size = 0;
-      for (int64_t c = 0; c < channels && r < rows; ++c) {
+      for (int64_t c = 0; c < channels; ++c) {
         float key = p.k[(byIds ? ids[t] : t) * p.keyStride + c];
         float query = p.q[r * channels + c] * packScale;
         sum = std::fma(query, key, sum);
@@ -131,14 +129,14 @@ TEST(Contract, ATokenDoesNotDependOnItsTile) {
 
 TEST(Contract, ComputedQueriesInTwoParts) {
   const int64_t rows = 40, channels = 128, tokens = 50, width = kvpc_prim_panel_rows();
-  int64_t npanels = (rows + width - 1) / width, stride = npanels * width;
+  int64_t npanels = (rows + width - 1) / width, stride = rows;
   Problem p(KVPC_BF16, 1, rows, channels, tokens, 0);
   std::vector<float> q = scores("normal", rows * channels, 21), out(tokens * stride);
   std::vector<uint8_t> panels(npanels * kvpc_prim_panel_bytes(KVPC_BF16, channels, 2));
   kvpc_prim_pack_rows(q.data(), KVPC_F32, 0, channels, 1, rows, channels, nullptr, 0.9f, KVPC_BF16,
                       2, panels.data());
   kvpc_prim_contract_bf16(reinterpret_cast<const uint16_t *>(p.kBytes.data()), channels, nullptr,
-                          tokens, channels, panels.data(), 2, npanels, 1.0f, out.data(), stride);
+                          tokens, channels, panels.data(), 2, rows, 1.0f, out.data(), stride);
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t r = 0; r < rows; ++r) {
       double exact = 0, size = 0;
