@@ -60,6 +60,9 @@ llvm::Error Batch::readKeysAndValues() {
       need = {batch, heads, tokens, -1};
     if (llvm::Error error = checkShape(name, *array, need, "batch, head, token, channel"))
       return error;
+    if (llvm::is_contained(array->shape, 0))
+      return wrong("`" + name + "` is " + array->str() +
+                   "; need at least one row, head, token and channel");
     if (name == "keys") {
       batch = array->shape[0];
       heads = array->shape[1];

@@ -85,6 +85,17 @@ TEST(Batch, wrongTensors) {
   EXPECT_EQ(error(given), "`rope_frequencies` turns 4 channels, the keys have 2");
 }
 
+TEST(Batch, nothingToCompress) {
+  Arrays given = arrays();
+  given["keys"] = Array("F32", {2, 1, 0, 2});
+  EXPECT_EQ(error(given),
+            "`keys` is [2, 1, 0, 2] F32; need at least one row, head, token and channel");
+  given = arrays();
+  given["values"] = Array("F32", {2, 1, 3, 0});
+  EXPECT_EQ(error(given),
+            "`values` is [2, 1, 3, 0] F32; need at least one row, head, token and channel");
+}
+
 TEST(Batch, wrongRows) {
   for (auto [name, value, text] : {std::tuple("length", 4, "`length` of row 1 is 4; need 0..3"),
                                    {"length", -1, "`length` of row 1 is -1; need 0..3"},
