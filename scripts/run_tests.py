@@ -150,7 +150,9 @@ def python_suite():
         report, log = LOGS / f"pytest-{folder}.xml", LOGS / f"pytest-{folder}.log"
         report.unlink(missing_ok=True)
         code = run(
-            [sys.executable, "-m", "pytest", f"test/{folder}", f"--junitxml={report}"],
+            [sys.executable, "-m", "pytest", f"test/{folder}", f"--junitxml={report}"]
+            # A file is one process's: its fixtures compile once.
+            + ["-n", JOBS, "--dist", "loadfile"],
             log,
             SUITE_LIMIT_S,
         )

@@ -108,15 +108,24 @@ Value Kernel::compute(const Row &row, Value v, const Indices &at) {
         const Index part = *at.find("part"), slot = *at.find("slot");
         Value from = o.getFrom() ? host(row, o.getFrom()) : e.constant(0);
         Value size = e.constant(o.getSize());
+        // A short last part has no entries past the end; what is read there counts nowhere.
+        Value last = e.sub(extent(row, o.getInput(), o.getAxis()), e.constant(1));
         Index token;
+        Indices there = at;
         if (!part.lanes && !slot.vector) {
           token = slot;
           token.base = e.add(e.add(from, e.mul(part.base, size)), slot.base);
+          if (!slot.lanes && !o.getWhole())
+            token.base = e.max(e.min(token.base, last), e.constant(0));
+          else if (!o.getWhole())
+            there.mask = e.both(
+                at.mask, e.cmp(arith::CmpIPredicate::sle, indexValue(token), e.spread(last)));
         } else {
           Value p = e.spread(indexValue(part)), s = e.spread(indexValue(slot));
-          token = scattered(e.add(e.add(e.spread(from), e.mul(p, e.spread(size))), s));
+          Value i = e.add(e.add(e.spread(from), e.mul(p, e.spread(size))), s);
+          token = scattered(e.max(e.min(i, e.spread(last)), e.spread(e.constant(0))));
         }
-        return value(row, o.getInput(), at.with(o.getAxis(), token));
+        return value(row, o.getInput(), there.with(o.getAxis(), token));
       })
       .Case([&](kvp::JoinOp o) {
         // Entries outside every part read the first element and take the fill instead.
@@ -367,9 +376,8 @@ Value Kernel::pool(const Row &row, Operation *op, const Indices &at) {
   const Index center = *at.find(axisName);
   Value n = extent(row, of, axisName);
   // Nothing lies past the end of a short last part.
-  if (auto partition = kvplan::partitionOf(of, axisName); partition && axisName == "slot")
-    if (const Index *part = at.find("part"))
-      n = slotsOf(row, partition, indexValue(*part));
+  if (auto slots = kvplan::slotsAlong(of, axisName))
+    n = slotsOf(row, slots.partition, indexValue(*at.find(slots.part)));
   Value where;
   auto shift = dyn_cast<kvp::ShiftOp>(op);
   auto maxPool = dyn_cast<kvp::MaxPoolOp>(op);

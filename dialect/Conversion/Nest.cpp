@@ -45,6 +45,7 @@ Value Kernel::axesOf(Value buffer) {
 }
 
 Value Kernel::bufferExtent(const Row &row, Value buffer, StringRef axis, bool upper) {
+  axis = kvplan::axisOf(buffer, axis);
   kvp::AxisAttr attr = cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxis(axis);
   StringRef base = axis.rtrim('\'');
   if (base == "query" && attr.isStatic())

@@ -110,7 +110,7 @@ static Contiguous contiguousAxes(Value v, llvm::DenseMap<Value, Contiguous> &see
     operands();
     bool inside = llvm::any_of(over, [&](StringRef a) { return llvm::is_contained(out.axes, a); });
     // Slots end where their part does, so a part is one scalar index when they are reduced.
-    if (inside || llvm::is_contained(over, "slot"))
+    if (inside || llvm::any_of(over, [](StringRef a) { return a.rtrim('\'') == "slot"; }))
       out.blocked = true;
     for (StringRef a : over)
       out.erase(a);
@@ -242,10 +242,10 @@ SmallVector<Kernel::Range> Kernel::rangesOf(const Row &row, Value tensor, ArrayR
   SmallVector<Range> ranges;
   for (StringRef axis : axes) {
     Range r{axis.str(), e.constant(0), extent(row, tensor, axis), staticExtent(tensor, axis)};
-    if (auto partition = kvplan::partitionOf(tensor, axis); partition && axis == "slot") {
-      const Index *part = at.find("part");
+    if (auto slots = kvplan::slotsAlong(tensor, axis)) {
+      const Index *part = at.find(slots.part);
       if (part && !part->lanes) {
-        r.to = slotsOf(row, partition, part->base);
+        r.to = slotsOf(row, slots.partition, part->base);
         r.extent = std::nullopt;
       }
     }
@@ -284,10 +284,13 @@ Value Kernel::reduceOp(const Row &row, kvp::ReduceOp op, const Indices &at) {
   Type element = op.getResult().getType().getElementType();
   // Parts on lanes end at different slots: those past the end are kept out one by one.
   Value limit;
-  if (llvm::is_contained(over, "slot"))
-    if (const Index *part = at.find("part"); part && part->lanes)
-      if (auto partition = kvplan::partitionOf(op.getInput(), "slot"))
-        limit = slotsOf(row, partition, indexValue(*part));
+  StringRef slot;
+  for (StringRef axis : over)
+    if (auto slots = kvplan::slotsAlong(op.getInput(), axis))
+      if (const Index *part = at.find(slots.part); part && part->lanes) {
+        limit = slotsOf(row, slots.partition, indexValue(*part));
+        slot = axis;
+      }
   auto run = [&](Fold f, Type type, function_ref<Value(const Indices &)> one) {
     return reduceRanges(row, op.getInput(), ranges, f, type, at, [&](const Indices &here) {
       Value v = one(here);
@@ -296,7 +299,7 @@ Value Kernel::reduceOp(const Row &row, kvp::ReduceOp op, const Indices &at) {
       Value inside = op.getWhere() ? value(row, op.getWhere(), here) : Value();
       if (limit)
         inside = e.both(inside, e.cmp(arith::CmpIPredicate::slt,
-                                      e.spread(indexValue(*here.find("slot"))), limit));
+                                      e.spread(indexValue(*here.find(slot))), limit));
       Type t = e.isVector(v) || e.isVector(inside) ? Type(e.vec(type)) : type;
       return e.select(inside, v, identity(f, t));
     });

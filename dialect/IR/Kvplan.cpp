@@ -105,8 +105,29 @@ Value kvpc::kvplan::writtenTo(Value buffer) {
     if (auto order = dyn_cast<OrderOp>(user))
       if (order.getResult() == buffer)
         return writtenTo(order.getInput());
+    if (auto statistics = dyn_cast<StatisticsOp>(user))
+      if (statistics.getBuffer() != buffer)
+        return writtenTo(statistics.getBuffer());
   }
   return {};
+}
+
+StringRef kvpc::kvplan::axisOf(Value &buffer, StringRef axis) {
+  auto last = [](Value b) {
+    return llvm::cast<BufferType>(b.getType()).getTensor().getAxes().back().getName();
+  };
+  for (bool again = true; again;) {
+    again = false;
+    for (Operation *user : buffer.getUsers())
+      if (auto order = dyn_cast<OrderOp>(user); order && order.getResult() == buffer) {
+        if (axis == last(buffer))
+          axis = last(order.getInput());
+        buffer = order.getInput();
+        again = true;
+        break;
+      }
+  }
+  return axis;
 }
 
 std::pair<Value, StringRef> kvpc::kvplan::originOf(Value tensor, StringRef axis) {
@@ -133,7 +154,9 @@ std::pair<Value, StringRef> kvpc::kvplan::originOf(Value tensor, StringRef axis)
       return {tensor, axis};
     Value next;
     if (auto load = dyn_cast<LoadOp>(op)) {
-      next = writtenTo(load.getBuffer());
+      Value buffer = load.getBuffer();
+      axis = axisOf(buffer, axis);
+      next = writtenTo(buffer);
       if (!next || !cast<NamedTensorType>(next.getType()).hasAxis(axis))
         return {tensor, axis};
     } else {
@@ -152,4 +175,16 @@ std::pair<Value, StringRef> kvpc::kvplan::originOf(Value tensor, StringRef axis)
 
 kvpc::kvp::PartitionOp kvpc::kvplan::partitionOf(Value tensor, StringRef axis) {
   return originOf(tensor, axis).first.getDefiningOp<kvp::PartitionOp>();
+}
+
+Slots kvpc::kvplan::slotsAlong(Value tensor, StringRef axis) {
+  auto [from, name] = originOf(tensor, axis);
+  auto partition = from.getDefiningOp<kvp::PartitionOp>();
+  if (!partition || name != "slot")
+    return {};
+  for (AxisAttr other : llvm::cast<NamedTensorType>(tensor.getType()).getAxes())
+    if (auto [origin, made] = originOf(tensor, other.getName());
+        made == "part" && origin.getDefiningOp<kvp::PartitionOp>())
+      return {partition, other.getName()};
+  return {};
 }

@@ -19,11 +19,26 @@ namespace kvpc::kvplan {
 /// known by their names.
 mlir::Value writtenTo(mlir::Value buffer);
 
+/// The buffer that was put in order to fill `buffer`, and what it calls `axis`; themselves where
+/// nothing was.
+llvm::StringRef axisOf(mlir::Value &buffer, llvm::StringRef axis);
+
 /// The tensor and axis from which an axis of `tensor` comes, through renames, maps and buffers.
 std::pair<mlir::Value, llvm::StringRef> originOf(mlir::Value tensor, llvm::StringRef axis);
 
-/// The partition that made axis `part` or `slot` of `tensor`.
+/// The partition that made an axis of `tensor`, as `part` or `slot`.
 kvp::PartitionOp partitionOf(mlir::Value tensor, llvm::StringRef axis);
+
+/// Slots of a partition along an axis, and the axis along which its parts run.
+struct Slots {
+  kvp::PartitionOp partition;
+  llvm::StringRef part;
+  explicit operator bool() const { return bool(partition); }
+};
+
+/// Whether `axis` of `tensor` runs along slots of parts that the tensor has, under whatever names:
+/// there are fewer in a short last part.
+Slots slotsAlong(mlir::Value tensor, llvm::StringRef axis);
 
 } // namespace kvpc::kvplan
 

@@ -44,7 +44,7 @@ struct Root {
   bool keepsExponents = false;
   bool ownOfHeads = false; // no axis `head`, and yet each head has its own
   bool inPlace = false;    // shares the buffer of the contraction it masks
-  bool axisLast = false;   // entries innermost: rows of whole-row operations
+  std::string last;        // innermost axis: rows of whole-row operations; empty: any
   // Contract: the operands and the factor of the sum.
   mlir::Value stream, rows, scale;
 

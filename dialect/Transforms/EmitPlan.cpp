@@ -21,12 +21,13 @@ static NamedTensorType memoryOrder(NamedTensorType type, const Root &root) {
         .push_back(axis);
   }
   SmallVector<AxisAttr> axes(head);
-  if (root.axisLast)
-    llvm::append_range(axes, rest);
   llvm::append_range(axes, entries);
   llvm::append_range(axes, slots);
-  if (!root.axisLast)
-    llvm::append_range(axes, rest);
+  llvm::append_range(axes, rest);
+  // Along rows of whole-row operations elements are neighbours.
+  auto last = llvm::find_if(axes, [&](AxisAttr axis) { return axis.getName() == root.last; });
+  if (last != axes.end())
+    std::rotate(last, last + 1, axes.end());
   return NamedTensorType::get(type.getContext(), axes, type.getElementType());
 }
 

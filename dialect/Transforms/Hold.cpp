@@ -68,14 +68,25 @@ static bool readsNeighbours(Operation *op, Value operand) {
   return isa<kvp::JoinOp>(op) && operand == op->getOperand(0);
 }
 
-static bool isWholeRow(Operation *op) {
+/// The axis that an operation puts in order or runs along as a whole; empty for others.
+static StringRef wholeRow(Operation *op) {
   if (auto rank = dyn_cast<kvp::RankOp>(op))
-    return true;
+    return kvp::axisNames(rank.getOver()).front();
   if (auto sort = dyn_cast<kvp::SortOp>(op))
-    return true;
+    return sort.getAxis();
   if (auto cumsum = dyn_cast<kvp::CumsumOp>(op))
-    return isEntryAxis(cumsum.getAxis());
-  return false;
+    return isEntryAxis(cumsum.getAxis()) ? cumsum.getAxis() : "";
+  return "";
+}
+
+static bool isWholeRow(Operation *op) { return !wholeRow(op).empty(); }
+
+/// The axis along which users of a value take it whole.
+static StringRef takenWhole(Value v) {
+  for (Operation *user : v.getUsers())
+    if (StringRef axis = wholeRow(user); !axis.empty())
+      return axis;
+  return "";
 }
 
 /// Leaves of expressions: read or computed from indices where they are used.
@@ -282,7 +293,17 @@ LogicalResult Program::holdOp(Operation &op) {
                           "[kv-not-implemented]");
     root.kind = Root::Order;
     root.key.kind = Step::Order;
-    root.axisLast = true;
+    auto sort = dyn_cast<kvp::SortOp>(op);
+    root.last = sort ? sort.getTo() : wholeRow(&op);
+    for (Value operand : op.getOperands())
+      if (takenWhole(operand) != wholeRow(&op))
+        return op.emitError("what is put in order along `")
+               << takenWhole(operand) << "` too cannot be along `" << wholeRow(&op)
+               << "`; this is not compiled yet [kv-not-implemented]";
+    if (StringRef taken = takenWhole(v); !taken.empty() && taken != root.last)
+      return op.emitError("what comes in order along `")
+             << root.last << "` cannot be put in order along `" << taken
+             << "`; this is not compiled yet [kv-not-implemented]";
     add(root);
     return success();
   }
@@ -304,7 +325,7 @@ LogicalResult Program::holdOp(Operation &op) {
       weights.value = v;
       weights.key = keyOf(v);
       weights.after = {statistics};
-      weights.axisLast = llvm::any_of(v.getUsers(), isWholeRow);
+      weights.last = takenWhole(v);
       add(weights);
     }
     return success();
@@ -321,18 +342,12 @@ LogicalResult Program::holdOp(Operation &op) {
     }
   }
   if (auto dot = dyn_cast<kvp::DotOp>(op)) {
-    if (isEntryAxis(dot.getOver()))
-      return op.emitError("`dot` over `") << dot.getOver() << "`: write `(a * b).sum("
-                                          << dot.getOver() << ")` [kv-not-implemented]";
     if (holdContraction(dot))
       return success();
   }
   if (!mustHold(v))
     return success();
-  if (isWholeRow(&op))
-    root.axisLast = true;
-  for (Operation *user : v.getUsers())
-    root.axisLast |= isWholeRow(user);
+  root.last = takenWhole(v);
   // A mask over a contraction's result works in its buffer.
   if (auto map = dyn_cast<kvp::MapOp>(op); map && map.getFn() == kvp::Fn::Where && !stored) {
     Value raw = map.getOperand(1);

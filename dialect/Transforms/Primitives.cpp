@@ -1,4 +1,5 @@
 //===- Primitives.cpp - decompose reductions and maps along an axis ---------------------------===//
+#include "dialect/IR/Kvplan.h"
 #include "dialect/Transforms/Passes.h"
 
 #include "mlir/IR/ImplicitLocOpBuilder.h"
@@ -157,6 +158,35 @@ struct Decompose {
     return where ? map(Fn::Where, {where, sum, zero}) : sum;
   }
 
+  /// Keeps what a short last part has not out of an operation along parts: `where` becomes a
+  /// condition that holds for slots that are there.
+  void admitPresent(Operation *op, ArrayRef<StringRef> along, MutableOperandRange where) {
+    Value x = op->getOperand(0);
+    for (kvp::AxisAttr axis : typeOf(x).getAxes()) {
+      StringRef slot = axis.getName();
+      kvplan::Slots slots = kvplan::slotsAlong(x, slot);
+      if (!slots || slots.partition.getWhole() || llvm::is_contained(along, slot) ||
+          !llvm::is_contained(along, slots.part))
+        continue;
+      kvp::PartitionOp p = slots.partition;
+      Value from = p.getFrom() ? p.getFrom() : integer(0);
+      Value to = p.getTo() ? p.getTo() : kvp::ExtentOp::create(b, p.getInput(), p.getAxis());
+      Value first = map(Fn::Mul, {kvp::IndexOp::create(b, x, slots.part), integer(p.getSize())});
+      Value i = map(Fn::Add, {first, kvp::IndexOp::create(b, x, slot)});
+      Value present = map(Fn::Lt, {i, map(Fn::Sub, {to, from})});
+      where.assign(where.empty() ? present : map(Fn::And, {where[0].get(), present}));
+    }
+  }
+
+  void admitPresent(Operation *op) {
+    TypeSwitch<Operation *>(op)
+        .Case<kvp::ReduceOp, kvp::RankOp>(
+            [&](auto o) { admitPresent(op, kvp::axisNames(o.getOver()), o.getWhereMutable()); })
+        .Case<kvp::SoftmaxOp, kvp::NormalizeOp, kvp::CumsumOp, kvp::SortOp, kvp::AvgPoolOp,
+              kvp::MaxPoolOp>(
+            [&](auto o) { admitPresent(op, {o.getAxis()}, o.getWhereMutable()); });
+  }
+
   /// Removes short axes first, then entries one axis at a time, heads last.
   Value staged(Reduction kind, Value x, ArrayRef<StringRef> over, Value where) {
     SmallVector<SmallVector<StringRef>> stages(1);
@@ -206,6 +236,12 @@ struct Decompose {
   Value replacement(Operation *op) {
     return TypeSwitch<Operation *, Value>(op)
         .Case([&](kvp::ReduceOp r) { return reduction(r); })
+        .Case([&](kvp::DotOp d) -> Value {
+          if (!isEntryAxis(d.getOver()))
+            return {};
+          Value product = map(Fn::Mul, {d.getLhs(), d.getRhs()});
+          return reduce(Reduction::Sum, product, {d.getOver()});
+        })
         .Case([&](kvp::MapOp m) -> Value {
           // x ** 2 is x * x, so that both spellings are one value.
           Attribute power;
@@ -245,6 +281,8 @@ struct Decompose {
 
 struct Primitives : kvpc::impl::KvpPrimitivesBase<Primitives> {
   void runOnOperation() override {
+    for (Operation &op : llvm::make_early_inc_range(getOperation().getBody().front()))
+      Decompose(&op).admitPresent(&op);
     // What a decomposition makes may need one itself (mean of several axes).
     for (bool changed = true; changed;) {
       changed = false;

@@ -50,6 +50,30 @@ press m() = compose(a(), keys.norm(channel).protect(position >= 33) |> topk(keep
     "shift_in_a_short_part": (
         "score m() = keys.norm(channel).partition(token, 20).shift(slot, -1, fill = 2).join(fill = 0)"
     ),
+    "rank_in_a_short_part": (
+        "score m() = keys.norm(channel).partition(token, 7).rank(slot).join(fill = 9)"
+    ),
+    "running_sum_of_parts": (
+        "score m() = keys.norm(channel).partition(token, 7).cumsum(part).join(fill = 9)"
+    ),
+    "rank_of_parts": "score m() = keys.norm(channel).partition(token, 7).rank(part).join(fill = 9)",
+    "softmax_over_parts": (
+        "score m() = keys.norm(channel).partition(token, 7).softmax(part).join(fill = 9)"
+    ),
+    "highest_of_parts": (
+        "score m() = keys.norm(channel).partition(token, 7).max(part).max(slot) * position"
+    ),
+    "slots_under_another_name": """
+score m() = keys.norm(channel).partition(token, 16).rename(slot -> slot').max(slot').mean(part) * position
+""",
+    "pool_along_parts": (
+        "score m() = keys.norm(channel).partition(token, 7).avg_pool(part, 3).join(fill = 9)"
+    ),
+    "sorted_under_another_name": "score m() = keys.norm(channel).sort(token -> place).mean(place) * position",
+    "tokens_under_another_name": "score m() = keys.norm(channel).rename(token -> place).max(place) * position",
+    "dot_over_tokens": "score m() = dot(keys, values, token).mean(channel) * position",
+    "softmax_chosen_by": "press m() = keys.norm(channel).softmax(token) |> topk(drop(0.4))",
+    "softmax_ranked": "score m() = keys.norm(channel).softmax(token).rank(token)",
     "softmax_without_head": "score m() = (position / length).softmax(token)",
     "gelu_of_minus_infinity": "score m() = gelu(logits(queries.last(4), keys).mean(query).max(group))",
     # Filled with 1, so that memory which happens to be zero does not pass for it.
