@@ -111,6 +111,7 @@ std::pair<Value, Value> Kernel::layout(const Row &row, Value workspace, Value st
       }
       Value threads = e.max(field(row, offsetof(kvpc_call, threads)), e.constant(1));
       flight = e.min(flight, e.ceilDiv(e.mul(threads, 2), segments));
+      flight = e.min(flight, affordable(row, tasksOp));
     }
     setSlot(row, slot, flight);
   }
@@ -150,10 +151,41 @@ std::pair<Value, Value> Kernel::layout(const Row &row, Value workspace, Value st
   Value selecting = e.roundUp(e.call("kvpc_prim_select_scratch", e.i64(), longest), 64);
   Value ids = e.roundUp(e.mul(longest, 4), 64);
   Value ordering = e.roundUp(e.call("kvpc_prim_order_scratch", e.i64(), longest), 64);
+  // Axes that are ranked as one, a head's share: scores, ranks, two conditions beside the rest.
+  pipeline.walk([&](kvplan::OrderOp op) {
+    if (!op.getOver())
+      return;
+    Value n = e.constant(1);
+    for (StringRef axis : kvp::axisNames(*op.getOver()))
+      if (axis != "head")
+        n = e.mul(n, bufferExtent(row, op.getInput(), axis, /*upper=*/true));
+    Value bytes = e.add(e.mul(e.roundUp(n, 64), 4 + 8 + 1 + 1),
+                        e.call("kvpc_prim_order_scratch", e.i64(), n));
+    ordering = e.max(ordering, e.roundUp(e.add(bytes, e.constant(256)), 64));
+  });
   Value scratch = e.max(e.add(selecting, e.mul(ids, 2)), ordering);
   setSlot(row, scratchStride, scratch);
   place(scratchSlot, e.mul(scratch, heads), false);
   return {used, kept};
+}
+
+/// Tasks whose wide buffers fit the workspace asked for; one, if none do.
+Value Kernel::affordable(const Row &row, kvplan::TasksOp op) {
+  if (std::isinf(variant.workspace))
+    return taskCount(row, op.getSpace());
+  Value bytes = e.constant(1);
+  for (auto &[buffer, where] : buffers)
+    if (auto b = buffer.getDefiningOp<kvplan::BufferOp>();
+        b.getScope() == kvplan::Scope::Task &&
+        llvm::any_of(buffer.getUsers(), [&](Operation *user) { return op->isAncestor(user); }))
+      bytes = e.add(bytes, taskBytes(row, buffer));
+  Value keys = e.constant(bytesOf(inputStorage()));
+  for (int64_t extent : {offsetof(kvpc_call, batch), offsetof(kvpc_call, heads),
+                         offsetof(kvpc_call, tokens), offsetof(kvpc_call, channels)})
+    keys = e.mul(keys, field(row, extent));
+  Value share = arith::MulFOp::create(e, arith::SIToFPOp::create(e, e.f64(), keys),
+                                      e.constantF64(variant.workspace));
+  return e.max(e.div(arith::FPToSIOp::create(e, e.i64(), share), bytes), e.constant(1));
 }
 
 Value Kernel::flightOf(const Row &row, Value buffer) {

@@ -25,6 +25,8 @@ struct Variant {
   int64_t dtype = 0;    // kvpc_dtype of keys, values, queries
   int64_t channels = 0; // 0: any number
   unsigned lanes = 8;   // f32 lanes of a vector register
+  /// What tasks in flight may hold of wide values, as a share of the keys' bytes.
+  double workspace = std::numeric_limits<double>::infinity();
 };
 
 /// Where an element stands on one axis.
@@ -211,6 +213,7 @@ private:
   void pass(const Row &row, kvplan::PassOp op, kvplan::Space space);
   void small(const Row &row, kvplan::SmallOp op, kvplan::Space space);
   void order(const Row &row, kvplan::OrderOp op, kvplan::Space space);
+  void rankTogether(const Row &row, kvplan::OrderOp op, kvplan::Space space);
   void select(const Row &row, kvplan::SelectOp op);
   void filter(const Row &row, kvplan::FilterOp op);
   void recordTokens(const Row &row, const CacheState &state, mlir::Value ids, mlir::Value count);
@@ -225,6 +228,7 @@ private:
   std::pair<mlir::Value, mlir::Value> layout(const Row &row, mlir::Value workspace,
                                              mlir::Value state);
   mlir::Value flightOf(const Row &row, mlir::Value buffer);
+  mlir::Value affordable(const Row &row, kvplan::TasksOp op);
   void writeError(const Row &row, llvm::StringRef message);
   void emitPlan();
   void emitRun();

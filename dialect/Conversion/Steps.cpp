@@ -177,7 +177,74 @@ void Kernel::small(const Row &row, kvplan::SmallOp op, kvplan::Space space) {
   launch(row, work, slotI64(row, chunkSizeSlot));
 }
 
+/// Several axes ranked as one: copied together, ranked, and the ranks copied back.
+void Kernel::rankTogether(const Row &row, kvplan::OrderOp op, kvplan::Space space) {
+  std::string work = body([&](const Row &outer, Value slot) {
+    Value number = e.add(slotI64(outer, chunkSlot), slot);
+    Row task = taskRow(outer, number, space, slot);
+    SmallVector<StringRef> over = kvp::axisNames(*op.getOver());
+    SmallVector<Range> others;
+    std::map<std::string, Value> extents;
+    for (const Range &r : bufferRanges(task, op.getInput(), "", {}, {}))
+      if (llvm::is_contained(over, r.axis))
+        extents[r.axis] = r.to;
+      else
+        others.push_back(r);
+    Value n = e.constant(1);
+    for (StringRef axis : over)
+      n = e.mul(n, extents.at(axis.str()));
+    // A row has the scratch of all its heads.
+    Value rows = space == kvplan::Space::Head
+                     ? number
+                     : e.mul(number, field(task, offsetof(kvpc_call, heads)));
+    Value base = e.at(slotPtr(task, scratchSlot), e.mul(rows, slotI64(task, scratchStride)));
+    auto take = [&](int64_t bytes) {
+      Value out = base;
+      base = e.at(base, e.roundUp(e.mul(n, bytes), 64));
+      return out;
+    };
+    Value null = LLVM::ZeroOp::create(e, e.ptr());
+    Value x = take(4), ranks = take(8);
+    Value protect = op.getProtect() ? take(1) : null, where = op.getWhere() ? take(1) : null;
+    forEach(others, "", headIndex(task), [&](const Indices &at) {
+      auto each = [&](function_ref<void(const Indices &, Value)> one) {
+        std::function<void(size_t, const Indices &, Value)> nest = [&](size_t depth,
+                                                                       const Indices &here,
+                                                                       Value flat) {
+          if (depth == over.size())
+            return one(here, flat);
+          Value to = extents.at(over[depth].str());
+          e.loop(e.constant(0), to, 1, [&](Value i) {
+            nest(depth + 1, here.with(over[depth], Index{i, {}, false}), e.add(e.mul(flat, to), i));
+          });
+        };
+        nest(0, at, e.constant(0));
+      };
+      auto copyIn = [&](Value buffer, Value to) {
+        if (!buffer)
+          return;
+        Storage storage = storageOf(buffer);
+        each([&](const Indices &here, Value flat) {
+          e.store(storage, e.load(storage, elementAddress(task, buffer, here)),
+                  e.at(to, e.mul(flat, bytesOf(storage))));
+        });
+      };
+      copyIn(op.getInput(), x);
+      copyIn(op.getProtect(), protect);
+      copyIn(op.getWhere(), where);
+      e.call("kvpc_prim_rank", {x, protect, where, n, ranks, base});
+      each([&](const Indices &here, Value flat) {
+        e.store(Storage::I64, e.load(Storage::I64, e.at(ranks, e.mul(flat, 8))),
+                elementAddress(task, op.getResult(), here));
+      });
+    });
+  });
+  launch(row, work, slotI64(row, chunkSizeSlot));
+}
+
 void Kernel::order(const Row &row, kvplan::OrderOp op, kvplan::Space space) {
+  if (op.getOver())
+    return rankTogether(row, op, space);
   std::string work = body([&](const Row &outer, Value slot) {
     Value number = e.add(slotI64(outer, chunkSlot), slot);
     Row task = taskRow(outer, number, space, slot);

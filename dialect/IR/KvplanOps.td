@@ -177,12 +177,14 @@ def Kvplan_WeightOp : Kvplan_Op<"weight", [Pure]> {
 
 def Kvplan_OrderOp : Kvplan_Op<"order", [HasParent<"TasksOp">, AttrSizedOperandSegments]> {
   let summary = "rank, sort or running sum of whole rows along a buffer's last axis";
+  let description = [{ `over`: several axes ranked as one, the first outermost. }];
   let arguments = (ins Kvplan_OrderAttr:$kind, Kvplan_BufferType:$input,
                        Optional<Kvplan_BufferType>:$protect, Optional<Kvplan_BufferType>:$where,
-                       Kvplan_BufferType:$result);
+                       Kvplan_BufferType:$result, OptionalAttr<StrArrayAttr>:$over);
   let assemblyFormat = [{
-    $kind $input (`protect` $protect^ `:` type($protect))? (`where` $where^ `:` type($where))?
-    `into` $result attr-dict `:` type($input) `,` type($result)
+    $kind $input (`over` $over^)? (`protect` $protect^ `:` type($protect))?
+    (`where` $where^ `:` type($where))? `into` $result attr-dict
+    `:` type($input) `,` type($result)
   }];
 }
 

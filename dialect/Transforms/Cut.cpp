@@ -126,7 +126,7 @@ struct Cut : kvpc::impl::KvplanCutBase<Cut> {
 
   void runOnOperation() override {
     for (auto press : llvm::make_early_inc_range(getOperation().getOps<kvp::PressOp>())) {
-      Program program(press, stored, recompute);
+      Program program(press, stored);
       if (failed(program.hold()))
         return signalPassFailure();
       program.schedule();

@@ -58,8 +58,7 @@ struct Root {
 
 class Program {
 public:
-  Program(kvp::PressOp press, bool stored, bool recompute)
-      : press(press), stored(stored), recompute(recompute) {}
+  Program(kvp::PressOp press, bool stored) : press(press), stored(stored) {}
 
   mlir::LogicalResult hold(); // Hold.cpp
   void schedule();            // Cut.cpp
@@ -67,7 +66,7 @@ public:
 
 private:
   kvp::PressOp press;
-  bool stored, recompute;
+  bool stored;
   std::vector<Root> roots;
   llvm::DenseMap<mlir::Value, unsigned> rootOf;
   llvm::DenseMap<mlir::Value, unsigned> statisticsOf; // softmax -> root

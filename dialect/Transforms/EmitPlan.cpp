@@ -212,15 +212,22 @@ void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
     auto bufferOf = [&](Value v) -> Value {
       return v ? roots[rootOf[v]].buffer.getResult() : Value();
     };
-    if (auto rank = dyn_cast<kvp::RankOp>(op))
+    if (auto rank = dyn_cast<kvp::RankOp>(op)) {
+      // Of equals the earlier token comes first, then the earlier head.
+      SmallVector<StringRef> over = kvp::axisNames(rank.getOver());
+      if (auto head = llvm::find(over, "head"); head != over.end())
+        std::rotate(head, head + 1, over.end());
       kvplan::OrderOp::create(b, kvplan::Order::Rank, bufferOf(rank.getInput()),
-                              bufferOf(rank.getProtect()), bufferOf(rank.getWhere()), root.buffer);
-    else if (auto sort = dyn_cast<kvp::SortOp>(op))
+                              bufferOf(rank.getProtect()), bufferOf(rank.getWhere()), root.buffer,
+                              over.size() > 1 ? b.getStrArrayAttr(over) : ArrayAttr());
+    } else if (auto sort = dyn_cast<kvp::SortOp>(op)) {
       kvplan::OrderOp::create(b, kvplan::Order::Sort, bufferOf(sort.getInput()), Value(),
-                              bufferOf(sort.getWhere()), root.buffer);
-    else
+                              bufferOf(sort.getWhere()), root.buffer, ArrayAttr());
+    } else {
       kvplan::OrderOp::create(b, kvplan::Order::Cumsum, bufferOf(op->getOperand(0)), Value(),
-                              bufferOf(cast<kvp::CumsumOp>(op).getWhere()), root.buffer);
+                              bufferOf(cast<kvp::CumsumOp>(op).getWhere()), root.buffer,
+                              ArrayAttr());
+    }
     break;
   }
   case Root::Select:

@@ -68,10 +68,11 @@ static bool readsNeighbours(Operation *op, Value operand) {
   return isa<kvp::JoinOp>(op) && operand == op->getOperand(0);
 }
 
-/// The axis that an operation puts in order or runs along as a whole; empty for others.
+/// The axis that an operation puts in order or runs along as a whole; empty for others, and for
+/// several axes at once, which are copied together.
 static StringRef wholeRow(Operation *op) {
   if (auto rank = dyn_cast<kvp::RankOp>(op))
-    return kvp::axisNames(rank.getOver()).front();
+    return rank.getOver().size() == 1 ? kvp::axisNames(rank.getOver()).front() : "";
   if (auto sort = dyn_cast<kvp::SortOp>(op))
     return sort.getAxis();
   if (auto cumsum = dyn_cast<kvp::CumsumOp>(op))
@@ -79,7 +80,7 @@ static StringRef wholeRow(Operation *op) {
   return "";
 }
 
-static bool isWholeRow(Operation *op) { return !wholeRow(op).empty(); }
+static bool isWholeRow(Operation *op) { return isa<kvp::RankOp>(op) || !wholeRow(op).empty(); }
 
 /// The axis along which users of a value take it whole.
 static StringRef takenWhole(Value v) {
@@ -252,6 +253,8 @@ bool Program::holdContraction(kvp::DotOp op) {
 static bool crossesHeads(Operation &op) {
   if (auto reduce = dyn_cast<kvp::ReduceOp>(op))
     return llvm::is_contained(kvp::axisNames(reduce.getOver()), "head");
+  if (auto rank = dyn_cast<kvp::RankOp>(op))
+    return llvm::is_contained(kvp::axisNames(rank.getOver()), "head");
   auto axis = op.getAttrOfType<StringAttr>("axis");
   return axis && axis.getValue() == "head";
 }
@@ -283,8 +286,15 @@ LogicalResult Program::holdOp(Operation &op) {
   root.value = v;
   root.key = keyOf(v);
   if (isWholeRow(&op)) {
-    if (auto rank = dyn_cast<kvp::RankOp>(op); rank && rank.getOver().size() != 1)
-      return op.emitError("`rank` over several axes is not compiled yet [kv-not-implemented]");
+    if (auto rank = dyn_cast<kvp::RankOp>(op); rank && rank.getOver().size() > 1)
+      for (StringRef axis : kvp::axisNames(rank.getOver())) {
+        if (isApart(tensorOf(v).getAxis(axis)) || kvplan::slotsAlong(rank.getInput(), axis))
+          return op.emitError("`rank` over several axes, of which `")
+                 << axis
+                 << "` has other entries for some, is not compiled yet [kv-not-implemented]";
+        if (axis == "head")
+          root.key.space = kvplan::Space::Batch;
+      }
     if (auto sort = dyn_cast<kvp::SortOp>(op); sort && !isEntryAxis(sort.getAxis()))
       return op.emitError("`sort` along `")
              << sort.getAxis() << "` is not compiled yet [kv-not-implemented]";
@@ -296,10 +306,12 @@ LogicalResult Program::holdOp(Operation &op) {
     auto sort = dyn_cast<kvp::SortOp>(op);
     root.last = sort ? sort.getTo() : wholeRow(&op);
     for (Value operand : op.getOperands())
-      if (takenWhole(operand) != wholeRow(&op))
+      if (StringRef axis = wholeRow(&op); !axis.empty() && takenWhole(operand) != axis)
         return op.emitError("what is put in order along `")
                << takenWhole(operand) << "` too cannot be along `" << wholeRow(&op)
                << "`; this is not compiled yet [kv-not-implemented]";
+    if (root.last.empty())
+      root.last = takenWhole(v);
     if (StringRef taken = takenWhole(v); !taken.empty() && taken != root.last)
       return op.emitError("what comes in order along `")
              << root.last << "` cannot be put in order along `" << taken

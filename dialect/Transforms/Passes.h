@@ -15,7 +15,6 @@ namespace kvpc {
 
 struct PlanOptions {
   unsigned optimization = 2; // 0: one pass per operation, every value held
-  bool recompute = false;    // wide values again instead of held (--workspace=0)
 };
 
 /// kvp presses to kvplan pipelines: the whole middle of the compiler, in order.

@@ -29,9 +29,7 @@ def KvplanCut : Pass<"kvplan-cut", "::mlir::ModuleOp"> {
     With `stored` (`-O0`) every value is held and has its own pass.
   }];
   let dependentDialects = ["::kvpc::kvplan::KvplanDialect", "::mlir::arith::ArithDialect"];
-  let options = [Option<"stored", "stored", "bool", "false", "hold every value, one pass each">,
-                 Option<"recompute", "recompute", "bool", "false",
-                        "compute wide values again instead of holding them">];
+  let options = [Option<"stored", "stored", "bool", "false", "hold every value, one pass each">];
 }
 
 #endif

@@ -13,6 +13,5 @@ void kvpc::buildPlanPipeline(OpPassManager &pm, const PlanOptions &options) {
   pm.addPass(createCSEPass());
   KvplanCutOptions cut;
   cut.stored = options.optimization == 0;
-  cut.recompute = options.recompute;
   pm.addPass(createKvplanCut(cut));
 }

@@ -23,7 +23,8 @@ namespace {
 int64_t dtypeNumber(llvm::StringRef name) { return name == "f32" ? KVPC_F32 : KVPC_BF16; }
 
 codegen::Variant codegenVariant(const VariantChoice &variant) {
-  return {dtypeNumber(variant.dtype), variant.channels, cpu::levelLanes(variant.level)};
+  return {dtypeNumber(variant.dtype), variant.channels, cpu::levelLanes(variant.level),
+          variant.workspace};
 }
 
 std::string prefixOf(size_t variant) { return ("kvpc_" + llvm::Twine(variant)).str(); }
@@ -106,7 +107,8 @@ std::string BuildOptions::str() const {
   llvm::interleave(channels, os, ",");
   os << " --target=";
   llvm::interleave(levels, os, [&](cpu::Level level) { os << cpu::levelName(level); }, ",");
-  os << " --workspace=" << workspace;
+  if (!std::isinf(workspace))
+    os << " --workspace=" << workspace;
   return out;
 }
 
@@ -188,7 +190,7 @@ std::vector<VariantChoice> driver::variantsOf(const BuildOptions &options) {
           llvm::is_contained(options.levels, cpu::Level::V4))
         continue;
       for (int64_t channels : options.channels)
-        out.push_back({dtype, channels, level});
+        out.push_back({dtype, channels, level, options.workspace});
     }
   return out;
 }
@@ -197,7 +199,6 @@ mlir::LogicalResult driver::toPlan(mlir::ModuleOp module, const BuildOptions &op
   mlir::PassManager pm(module.getContext());
   PlanOptions plan;
   plan.optimization = options.optimization;
-  plan.recompute = options.workspace == 0;
   buildPlanPipeline(pm, plan);
   return pm.run(module);
 }

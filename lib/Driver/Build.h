@@ -14,7 +14,8 @@ struct BuildOptions {
   std::vector<std::string> dtypes{"f32", "bf16"};
   std::vector<int64_t> channels{64, 128, 0};
   std::vector<cpu::Level> levels{cpu::Level::V3, cpu::Level::V4, cpu::Level::V4Bf16};
-  double workspace = 0.5;
+  /// Bytes of wide buffers over bytes of the keys, at most; one task always has its own.
+  double workspace = std::numeric_limits<double>::infinity();
   /// A line that says all of the above, for digests.
   std::string str() const;
 };
@@ -27,6 +28,7 @@ struct VariantChoice {
   std::string dtype;
   int64_t channels;
   cpu::Level level;
+  double workspace;
 };
 std::vector<VariantChoice> variantsOf(const BuildOptions &options);
 

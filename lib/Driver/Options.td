@@ -39,7 +39,7 @@ def channels_EQ : CommaJoined<["--"], "channels=">, Visibility<Building>, MetaVa
 def target_EQ : CommaJoined<["--"], "target=">, Visibility<Building>, MetaVarName<"<level>,...">,
   HelpText<"Instruction sets: x86-64-v3, x86-64-v4, x86-64-v4+avx512bf16 (default: all)">;
 def workspace_EQ : Joined<["--"], "workspace=">, Visibility<Building>, MetaVarName<"<fraction>">,
-  HelpText<"Hold at most this fraction of the keys' bytes between passes (default: 0.5)">;
+  HelpText<"Run as many heads at a time as hold wide values in this fraction of the keys' bytes, and at least one (default: two work items a thread)">;
 
 // Formatting.
 def check : Flag<["--"], "check">, Visibility<[FmtOption]>,

@@ -72,6 +72,18 @@ score m() = keys.norm(channel).partition(token, 16).rename(slot -> slot').max(sl
     "sorted_under_another_name": "score m() = keys.norm(channel).sort(token -> place).mean(place) * position",
     "tokens_under_another_name": "score m() = keys.norm(channel).rename(token -> place).max(place) * position",
     "dot_over_tokens": "score m() = dot(keys, values, token).mean(channel) * position",
+    "rank_of_heads_and_tokens": (
+        "score m() = minimum(keys.norm(channel), 3.5).rank(head, token) * 0.5"
+    ),
+    "rank_of_protected_heads_and_tokens": """
+score m() = minimum(keys.norm(channel), 3.5).protect(position > 30).rank(token, head, where = position % 3 > 0) * 0.5
+""",
+    "rank_of_groups_and_tokens": """
+score m() = logits(queries.last(1), keys).mean(query).rank(group, token).mean(group)
+""",
+    "rank_of_heads_and_parts": """
+score m() = keys.norm(channel).partition(token, 16).mean(slot).rank(head, part) * 0.5
+""",
     "softmax_chosen_by": "press m() = keys.norm(channel).softmax(token) |> topk(drop(0.4))",
     "softmax_ranked": "score m() = keys.norm(channel).softmax(token).rank(token)",
     "softmax_without_head": "score m() = (position / length).softmax(token)",
