@@ -138,8 +138,9 @@ def clang_tidy(root, build, logs, jobs):
     for path, (words, headers) in tidy_commands(root, build).items():
         total += 1
         options = list(words[1 : words.index("-c")])
-        if "-o" in options:
-            del options[options.index("-o") :][:2]
+        for own in ("-o", "-MF", "-MT"):  # what is each file's own would put each in its own group
+            if own in options:
+                del options[(at := options.index(own)) : at + 2]
         key = hashlib.sha256(settings + "\0".join(options).encode())
         for used in [path, *sorted(set(headers))]:
             key.update(digest(used))

@@ -1,6 +1,8 @@
 //===- ElementwiseTest.cpp - map on tensors and on host scalars -------------------------------===//
 #include "test/Reference/Program.h"
 
+#include "llvm/Support/FormatVariadic.h"
+
 using namespace kvpc::test;
 
 namespace {

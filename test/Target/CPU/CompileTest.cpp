@@ -2,6 +2,7 @@
 #include "Compiled.h"
 
 #include "kvpc/abi.h"
+#include "llvm/Support/FormatVariadic.h"
 #include <cmath>
 #include <thread>
 #include <vector>

@@ -1,6 +1,8 @@
 // Elementary functions as math operations, against the C library in a wider type.
 #include "Compiled.h"
 
+#include "llvm/Support/FormatVariadic.h"
+
 #include <cmath>
 #include <limits>
 #include <vector>
