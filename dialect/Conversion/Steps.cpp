@@ -462,7 +462,7 @@ void Kernel::compact(const Row &row, kvplan::CompactOp op) {
                     e, e.i64(), e.select(same, e.constantBool(false), e.constantBool(true)))});
       else // nothing went: all entries, unless they stay where they are
         e.when(
-            same, [] {},
+            LLVM::ICmpOp::create(e, LLVM::ICmpPredicate::eq, src, dst), [] {},
             [&] {
               Value scratch =
                   e.at(slotPtr(task, scratchSlot), e.mul(number, slotI64(task, scratchStride)));

@@ -318,11 +318,16 @@ Output kvpc::torch::compress(const BoundPress &press, const Request &request) {
   Prepared prepared(press, request, false);
   Call &call = prepared.call;
   const int64_t *shape = call.keys.size;
+  // What stays whole stays where it is. Rows with padding move to the front, in memory of their own.
+  bool whole = !press.header().dropsTokens && !call.lengths;
+  auto outputOf = [&](const at::Tensor &given, int64_t channels, bool untouched) {
+    return untouched ? given.detach()
+                     : emptyOutput({shape[0], shape[1], call.sizes.kept, channels}, given);
+  };
   Output out;
   out.keys =
-      emptyOutput({shape[0], shape[1], call.sizes.kept, call.sizes.keptChannels}, request.keys);
-  out.values =
-      emptyOutput({shape[0], shape[1], call.sizes.kept, call.values.size[3]}, request.values);
+      outputOf(request.keys, call.sizes.keptChannels, whole && !press.header().dropsChannels);
+  out.values = outputOf(request.values, call.values.size[3], whole);
   call.outKeys = refOf("keys", out.keys);
   call.outValues = refOf("values", out.values);
   Indices indices = allocate(press, call);

@@ -25,6 +25,7 @@ struct Request {
 /// Checks everything, runs nothing.
 Sizes plan(const BoundPress &press, const Request &request, bool scores);
 
+/// Keys or values that the press leaves whole share the request's memory, where it has no lengths.
 Output compress(const BoundPress &press, const Request &request);
 /// Without keys and values: they are the first `tokens.size(2)` entries of the request's.
 Output compressInPlace(const BoundPress &press, const Request &request);

@@ -124,8 +124,10 @@ Output Press::compress(const at::Tensor &keys, const at::Tensor &values,
   Request request = requestOf(keys, values, inputs, weightsAt(inputs.layer, inputs.layers));
   sizeState(*bound, inputs, request);
   Output out = torch::compress(*bound, request);
-  out.keys = compact(out.keys);
-  out.values = compact(out.values);
+  if (header().dataCounts) {
+    out.keys = compact(out.keys);
+    out.values = compact(out.values);
+  }
   if (!header().dropsChannels)
     out.channels.reset();
   return out;

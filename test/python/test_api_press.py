@@ -130,6 +130,14 @@ def test_channels():
     assert out.channels.shape == (2, 2, 4) and out.channels[0, 0].tolist() == [0, 2, 4, 6]
     scores, protected = press("thin").scores(keys, values)
     assert scores.shape == (2, 2, 7) and not protected.any()
+    # What stays whole is not copied, in any strides; rows with padding move.
+    assert out.values.data_ptr() == values.data_ptr()
+    strided = values.transpose(1, 2).contiguous().transpose(1, 2)
+    same = press("thin").compress(keys, strided).values
+    assert same.data_ptr() == strided.data_ptr() and same.stride() == strided.stride()
+    moved = press("thin").compress(keys, values, lengths=[3, keys.shape[2]]).values
+    assert moved.data_ptr() != values.data_ptr()
+    assert torch.equal(moved[0, :, :3], values[0, :, -3:]) and not moved[0, :, 3:].any()
 
 
 def test_in_place():

@@ -225,6 +225,10 @@ def test_tokens(pressed, name, dtype):
             call = call_of(case, [rows[n] for n in lengths], padding)
             out = press.compress(**call)
             check_output(out, call)
+            own = {name: call[name].clone() for name in ("keys", "values")}
+            in_place = press.compress_(**call | own)
+            for one in ("keys", "values", "tokens", "lengths"):
+                assert torch.equal(getattr(in_place, one), getattr(out, one)), one
             scored = press.scores(**call)
             for index, n in enumerate(lengths):
                 assert kept(out, call, index) == ours[n], (lengths, padding, n)

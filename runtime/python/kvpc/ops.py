@@ -75,10 +75,14 @@ def _compress(
     kept, channels = _sizes(
         press, keys, values, queries, unrotated, hidden, weight, rope, layer, layers, lengths
     )
-    batch, heads = keys.shape[:2]
+    info, batch, heads = _info(press), *keys.shape[:2]
+    # Nothing stands for a tensor that is left whole: the caller has it.
+    whole = lengths is None and not info.drops_tokens
     return (
-        keys.new_empty((batch, heads, kept, channels)),
-        values.new_empty((batch, heads, kept, values.shape[3])),
+        keys.new_empty(
+            (0,) if whole and not info.drops_channels else (batch, heads, kept, channels)
+        ),
+        values.new_empty((0,) if whole else (batch, heads, kept, values.shape[3])),
         *_indices(press, keys, kept, channels),
     )
 

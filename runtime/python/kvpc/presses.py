@@ -184,7 +184,10 @@ class Press:
         state=None,
         backend="compiled",
     ):
-        """What the press keeps of one layer's cache, as new tensors (Output).
+        """What the press keeps of one layer's cache (Output).
+
+        The Output's tensors are new, but for keys or values that the press leaves whole (a press of
+        channels leaves the values so): without `lengths` they are the given ones, not a copy.
 
         keys, values       [batch, head, token, channel] in f32, bf16 or f16, any strides with
                            contiguous channels; all inputs have one dtype
@@ -220,10 +223,13 @@ class Press:
         _known("backend", backend, ("compiled", "reference"))
         buffer = self._state(call, state)
         out = _run(torch.ops.kvpc.compress, *call.arguments, buffer, self._handle)
-        keys, values, tokens, channels, lengths = out
+        new_keys, new_values, tokens, channels, kept = out
+        whole = lengths is None and not self.info.drops_tokens
+        keys = keys.detach() if whole and not self.info.drops_channels else new_keys
+        values = values.detach() if whole else new_values
         if self.info.data_counts and not torch.compiler.is_compiling():
             keys, values = _compact(keys), _compact(values)
-        return Output(keys, values, tokens, channels if self.info.drops_channels else None, lengths)
+        return Output(keys, values, tokens, channels if self.info.drops_channels else None, kept)
 
     def compress_(
         self,

@@ -89,6 +89,8 @@ public:
   /// How operators name it: torch.ops.kvpc.compress(..., press=handle).
   const std::string &handle() const { return name; }
 
+  /// Keys or values that the press leaves whole are the given ones, not a copy, where no lengths
+  /// are given.
   Output compress(const at::Tensor &keys, const at::Tensor &values,
                   const Inputs &inputs = {}) const;
   /// Compacts `keys` and `values` themselves; the result's are views of their beginning.
