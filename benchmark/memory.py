@@ -12,9 +12,7 @@ import machine
 from pairs import PAIRS
 
 CASE = Path(__file__).with_name("memory_case.py")
-ROWS = (
-    "knorm", "snapkv", "pyramidkv", "per_layer", "think", "chunk_snap_think", "dms", "simlayerkv",
-)  # fmt: skip
+ROWS = ("knorm", "snapkv", "pyramidkv", "per_layer", "think", "chunk_snap_think", "dms")
 
 # Tokens of the prompt; whether its cache is built, not read by the model; tokens decoded after it.
 MODELS = {
@@ -85,7 +83,7 @@ def options_of(arguments):
     add("--threads", type=int, default=2, help="(default: %(default)s)")
     add("--built", action="store_true", help="random keys and values instead of a prefill")
     add("--no-peer", dest="peer", action="store_false", help="no kvpress")
-    add("--json", metavar="FILE", help="write all results there")
+    add("--json", metavar="FILE", help="write all results there, after every case")
     add(
         "--time-chunk",
         type=int,
@@ -149,8 +147,8 @@ def main(arguments=None):
         for case in cases:
             report["results"].append(run(case))
             print(line(report["results"][-1]), flush=True)
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=1))
+            if options.json:
+                Path(options.json).write_text(json.dumps(report, indent=1))
     return 1 if any("failed" in one for one in report["results"]) else 0
 
 

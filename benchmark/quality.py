@@ -46,7 +46,7 @@ def options_of(arguments):
     add(
         "--lengths",
         type=numbers(int),
-        default="700,1400,2800",
+        default="600,1200,2400",
         help="tokens of prompts (default: %(default)s)",
     )
     add(
@@ -55,7 +55,7 @@ def options_of(arguments):
         default="0.1,0.3,0.5,0.7,0.9",
         help="where needles are (default: %(default)s)",
     )
-    add("--after", type=int, default=96, help="tokens after a prompt (default: %(default)s)")
+    add("--after", type=int, default=48, help="tokens after a prompt (default: %(default)s)")
     add("--threads", type=int, default=1, help="of each side (default: %(default)s)")
     add("--no-peer", dest="peer", action="store_false", help="no kvpress")
     add("--json", metavar="FILE", help="write all results there, after every prompt")

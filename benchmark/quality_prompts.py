@@ -20,7 +20,7 @@ PLACES = (
 class Prompt:
     """Token ids, as lists.
 
-    length    tokens of `context`, about
+    length    tokens of `context`
     depth     of the needle in it: 0 begins, 1 ends
     context   what is read and compressed, before anything is known of the question
     question  and how the answer opens
@@ -68,13 +68,13 @@ def make(tokenizer, lengths, depths, after):
         bounds.append(bounds[-1] + len(part))
     opening, ending = chat(tokenizer)
     head = ids(opening)
-    for length in lengths:
-        spare = len(tokens) - length - after
-        if spare < 0:
-            raise SystemExit(
-                f"the story has {len(tokens)} tokens; {length} and {after} after it are too many"
-            )
-        for number, depth in enumerate(depths):
+    for number, depth in enumerate(depths):
+        for length in lengths:
+            spare = len(tokens) - length - after
+            if spare < 0:
+                raise SystemExit(
+                    f"the story has {len(tokens)} tokens; {length} and {after} after it are too many"
+                )
             names = {"place": PLACES[len(prompts) % len(PLACES)]}
             value = str(rand.randrange(10000, 100000))
             needle = ids(NEEDLE.format(**names, number=value))
