@@ -126,29 +126,34 @@ def title(case):
     )
 
 
+def say_chunk(one, whole):
+    minutes = one["seconds"] * whole / one["chunk"] / 60
+    print(
+        f"{TITLES[one['model']]}: a prefill of {one['chunk']} tokens in {one['seconds']:.1f} s; "
+        f"{whole:,} at that rate in {minutes:.0f} min, attention to earlier chunks not counted"
+    )
+
+
 def main(arguments=None):
     options = options_of(arguments)
     report = {"machine": machine.describe(), "versions": describe_versions(), "results": []}
+
+    def add(case):
+        report["results"].append(run(case))
+        if options.json:
+            Path(options.json).write_text(json.dumps(report, indent=1))
+        return report["results"][-1]
+
     for part in ("machine", "versions"):
         print("; ".join(f"{k}: {v}" for k, v in report[part].items()))
     for model in options.models:
-        cases = list(cases_of(options, model))
+        first, *rest = cases_of(options, model)
         if options.time_chunk:
-            one = run({**cases[0], "chunk": options.time_chunk})
-            whole = one["seconds"] * cases[0]["tokens"] / options.time_chunk / 60
-            print(
-                f"{TITLES[model]}: {options.time_chunk} tokens in {one['seconds']:.1f} s; "
-                f"{cases[0]['tokens']:,} at that rate in {whole:.0f} min, attention to earlier "
-                "chunks not counted"
-            )
-            report["results"].append(one)
+            say_chunk(add({**first, "chunk": options.time_chunk}), first["tokens"])
             continue
-        print(f"{title(cases[0])}\n{HEADER}", flush=True)
-        for case in cases:
-            report["results"].append(run(case))
-            print(line(report["results"][-1]), flush=True)
-            if options.json:
-                Path(options.json).write_text(json.dumps(report, indent=1))
+        print(f"{title(first)}\n{HEADER}", flush=True)
+        for case in (first, *rest):
+            print(line(add(case)), flush=True)
     return 1 if any("failed" in one for one in report["results"]) else 0
 
 

@@ -89,8 +89,9 @@ def heads_of(model):
 
 
 def entries(model, tokens):
-    """Random keys or values of a layer."""
-    return torch.randn(1, heads_of(model)[0], tokens, heads_of(model)[1], dtype=model.dtype)
+    """Random keys and values of a layer."""
+    heads, channels = heads_of(model)
+    return tuple(torch.randn(1, heads, tokens, channels, dtype=model.dtype) for _ in range(2))
 
 
 class Ours:
@@ -103,21 +104,22 @@ class Ours:
         with self.press(self.model) if self.press else nullcontext():
             return self._generate(ids, None, 1).past_key_values
 
-    def build(self, ids, tokens):
-        """The cache of random keys and values, made and compressed layer by layer: what the hook
-        does as a prefill passes."""
+    def build(self, given):
+        """The cache of given keys and values, the same for all layers, copied in and compressed
+        layer by layer: what the hook does as a prefill passes."""
         from kvpc.hook import Rows, Step, attach
 
         cache = DynamicCache(config=self.model.config)
         if self.press is None:
             for layer in range(self.model.config.num_hidden_layers):
-                cache.update(entries(self.model, tokens), entries(self.model, tokens), layer)
+                cache.update(*given, layer)  # which copies
             return cache
+        rows = Rows(None, 1, given[0].shape[2])
         with attach(self.model, self.press) as hook:
-            step = Step(hook, cache, hook.adopt(cache), self.press, Rows(None, 1, tokens))
+            step = Step(hook, cache, hook.adopt(cache), self.press, rows)
             for module in hook.attention:
                 layer = cache.layers[module.layer_idx]
-                layer.update(entries(self.model, tokens), entries(self.model, tokens))
+                layer.update(*(x.clone() for x in given))
                 hook.compress(step, module, layer, self._captured(hook.order[module.layer_idx]))
             step.link.pending = False
         return cache
@@ -164,8 +166,9 @@ class Kvpress:
             self.model.model(input_ids=ids, past_key_values=cache)
         return cache
 
-    def build(self, ids, tokens):
+    def build(self, given):
         """As Ours.build; hidden states, of which it takes queries, are there beforehand."""
+        tokens = given[0].shape[2]
         cache, hidden = DynamicCache(), self.hidden[:, -tokens:]
         positions = torch.arange(tokens)
         rest = {
@@ -177,9 +180,7 @@ class Kvpress:
         with torch.no_grad():
             for module in self.modules:
                 module.masked_key_indices = None  # as its attention does at a prompt
-                cache.update(
-                    entries(self.model, tokens), entries(self.model, tokens), module.layer_idx
-                )
+                cache.update(*given, module.layer_idx)  # which copies
                 self.press.forward_hook(module, [], rest, [None, None])
         return cache
 
@@ -220,8 +221,12 @@ def measure(case):
     model, ids = load(case["model"], case["tokens"])
     side = side_of(case, model)
 
+    given = entries(model, case["tokens"]) if case["built"] else ()
+
     def fill(tokens):
-        return side.build(ids, tokens) if case["built"] else side.prefill(ids[:, :tokens])
+        if case["built"]:
+            return side.build([x[:, :, :tokens] for x in given])
+        return side.prefill(ids[:, :tokens])
 
     side.decode(ids[:, :WARM], fill(WARM), 2)
     phases = footprint.Phases()
