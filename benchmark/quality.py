@@ -55,10 +55,15 @@ def options_of(arguments):
         default="0.1,0.3,0.5,0.7,0.9",
         help="where needles are (default: %(default)s)",
     )
-    add("--after", type=int, default=48, help="tokens after a prompt (default: %(default)s)")
+    add("--after", type=int, default=32, help="tokens after a prompt (default: %(default)s)")
     add("--threads", type=int, default=1, help="of each side (default: %(default)s)")
     add("--no-peer", dest="peer", action="store_false", help="no kvpress")
-    add("--json", metavar="FILE", help="write all results there, after every prompt")
+    add(
+        "--json",
+        metavar="FILE",
+        help="write all results there, after every prompt; what it has of a run with the same "
+        "options is not measured again",
+    )
     add("--read", metavar="FILE", help="measure nothing; print the tables of such a file")
     options = parser.parse_args(arguments)
     for name in options.rows:
@@ -69,7 +74,6 @@ def options_of(arguments):
 
 def measure(options, report, save):
     """Adds to report["results"], one dict for each prompt, side, press and drop."""
-    names = options.rows or list(PAIRS)
     words = tokenizer()
     prompts = quality_prompts.make(words, options.lengths, options.depths, options.after)
     opening = [token for part in quality_prompts.story(words) for token in part][:CALIBRATION]
@@ -87,11 +91,14 @@ def measure(options, report, save):
         for pool in pools.values():
             pool.submit(sides.prepare, calibrated).result()
         start = time.monotonic()
+        have = {(one["length"], one["depth"]) for one in report["results"]}
         for number, prompt in enumerate(prompts, 1):
+            if (prompt.length, prompt.depth) in have:
+                continue
             path = Path(folder) / "captured.safetensors"
             ours.submit(sides.captured, prompt.context, path).result()
             waiting = {
-                side: pool.submit(sides.results, path, prompt, names, options.drops)
+                side: pool.submit(sides.results, path, prompt, options.rows, options.drops)
                 for side, pool in pools.items()
             }
             for side, future in waiting.items():
@@ -104,17 +111,29 @@ def measure(options, report, save):
             print(f"prompt {number} of {len(prompts)}: {minutes:.1f} min", file=sys.stderr)
 
 
+def begun(path, chosen):
+    """The results of a run that was broken off."""
+    if not path or not Path(path).exists():
+        return []
+    report = json.loads(Path(path).read_text())
+    if report["options"] != chosen:
+        raise SystemExit(f"`{path}` is of a run with other options: {report['options']}")
+    return report["results"]
+
+
 def main(arguments=None):
     options = options_of(arguments)
     if options.read:
         report = json.loads(Path(options.read).read_text())
     else:
-        chosen = {key: getattr(options, key) for key in ("lengths", "depths", "drops", "after")}
+        options.rows = options.rows or list(PAIRS)
+        keys = ("rows", "lengths", "depths", "drops", "after")
+        chosen = {key: getattr(options, key) for key in keys}
         report = {
             "machine": machine.describe(),
             "versions": {name: version(name) for name in ("torch", "transformers", "kvpress")},
             "options": chosen,
-            "results": [],
+            "results": begun(options.json, chosen),
         }
 
         def save():
@@ -124,7 +143,8 @@ def main(arguments=None):
 
         measure(options, report, save)
     for part in ("machine", "versions", "options"):
-        print("; ".join(f"{k}: {v}" for k, v in report[part].items()))
+        said = {k: v for k, v in report[part].items() if k != "rows"}
+        print("; ".join(f"{k}: {v}" for k, v in said.items()))
     print(f"\n{compare.results_table(report['results'])}")
     if any(one["side"] == "kvpress" for one in report["results"]):
         print(f"\n{compare.statements_table(report['statements'])}")

@@ -39,7 +39,11 @@ class Capture:
 
 
 class Side:
-    """given_for: (drop, tokens) → Given, by what was calibrated."""
+    """What both sides do alike. A subclass has `compressed`, a cache of what a press left of captured
+    layers, and `branch`, `logits` on such a cache that is as before afterwards.
+
+    calibrated: (drop → threshold, filters)
+    """
 
     def __init__(self, threads):
         logging.set_verbosity_error()
@@ -133,13 +137,17 @@ class Side:
         return found
 
     def score(self, cache, prompt, tokens, wanted):
+        """What `results` says of one cache, and the log-probabilities `after` the prompt.
+
+        wanted: those of the uncompressed model
+        """
         held = footprint.cache_bytes(cache, self.modules)
         asked = prompt.question + prompt.answer[:-1]
         answer = torch.tensor(prompt.answer)
-        logp = self.branch(asked, cache, tokens)[-len(answer) :].log_softmax(-1)
+        logp = self.branch(asked, len(answer), cache, tokens).log_softmax(-1)
         told = logp.gather(1, answer[:, None]).mean().item()
-        after = self.branch(prompt.after[:-1], cache, tokens).log_softmax(-1)
         following = torch.tensor(prompt.after[1:])[:, None]
+        after = self.branch(prompt.after[:-1], len(following), cache, tokens).log_softmax(-1)
         kl = 0.0
         if wanted is not None:
             kl = (wanted.exp() * (wanted - after)).sum(-1).mean().item()
@@ -181,8 +189,8 @@ class Ours(Side):
             hook.finish(cache)
         return cache
 
-    def branch(self, ids, cache, tokens):
-        return self.logits(ids, copy.deepcopy(cache), tokens)
+    def branch(self, ids, last, cache, tokens):
+        return self.logits(ids, last, copy.deepcopy(cache), tokens)
 
 
 class Kvpress(Side):
@@ -222,9 +230,9 @@ class Kvpress(Side):
             module.masked_key_indices = None
         return super().results(path, prompt, names, drops)
 
-    def branch(self, ids, cache, tokens):
+    def branch(self, ids, last, cache, tokens):
         held = [(layer.keys, layer.values) for layer in cache.layers]
-        out = self.logits(ids, cache, tokens)
+        out = self.logits(ids, last, cache, tokens)
         for layer, (keys, values) in zip(cache.layers, held):
             layer.keys, layer.values = keys, values
         return out
