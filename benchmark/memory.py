@@ -83,7 +83,11 @@ def options_of(arguments):
     add("--threads", type=int, default=2, help="(default: %(default)s)")
     add("--built", action="store_true", help="random keys and values instead of a prefill")
     add("--no-peer", dest="peer", action="store_false", help="no kvpress")
-    add("--json", metavar="FILE", help="write all results there, after every case")
+    add(
+        "--json",
+        metavar="FILE",
+        help="write all results there, after every case; those that it has are not measured again",
+    )
     add(
         "--time-chunk",
         type=int,
@@ -137,8 +141,14 @@ def say_chunk(one, whole):
 def main(arguments=None):
     options = options_of(arguments)
     report = {"machine": machine.describe(), "versions": describe_versions(), "results": []}
+    if options.json and Path(options.json).exists():
+        had = json.loads(Path(options.json).read_text())["results"]
+        report["results"] = [one for one in had if "failed" not in one]
 
     def add(case):
+        for one in report["results"]:
+            if case.items() <= one.items():
+                return one
         report["results"].append(run(case))
         if options.json:
             Path(options.json).write_text(json.dumps(report, indent=1))
