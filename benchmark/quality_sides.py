@@ -4,7 +4,9 @@ goes on from what is left.
 """
 
 import copy
+import ctypes
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -45,11 +47,9 @@ class Side:
     calibrated: (drop → threshold, filters)
     """
 
-    def __init__(self, threads):
-        logging.set_verbosity_error()
-        torch.set_num_threads(threads)
-        self.model, self.tokenizer = smollm2.load()
-        self.layers = self.model.config.num_hidden_layers
+    def __init__(self, model, tokenizer):
+        self.model, self.tokenizer = model, tokenizer
+        self.layers = model.config.num_hidden_layers
         self.calibrated = None
 
     def capture(self, context, **inputs):
@@ -97,12 +97,12 @@ class Side:
 
         return Given(drop, self.layers, tokens, threshold=threshold, filters=filters)
 
-    def logits(self, ids, cache, tokens):
-        """Of each of `ids`, which come after `tokens`; the cache is as before afterwards."""
+    def logits(self, ids, last, cache, tokens):
+        """Of the last of `ids`, which come after `tokens`."""
         position = torch.arange(tokens, tokens + len(ids))[None]
-        return self.model(torch.tensor([ids]), past_key_values=cache, position_ids=position).logits[
-            0
-        ]
+        ids = torch.tensor([ids])
+        more = {"past_key_values": cache, "position_ids": position, "logits_to_keep": last}
+        return self.model(ids, **more).logits[0]
 
     @torch.no_grad()
     def results(self, path, prompt, names, drops):
@@ -168,8 +168,8 @@ class Side:
 class Ours(Side):
     """Compresses with the hook's own code, as at the end of a prompt that came in chunks."""
 
-    def __init__(self, threads):
-        super().__init__(threads)
+    def __init__(self, model, tokenizer):
+        super().__init__(model, tokenizer)
         self.presses = {}
 
     def press(self, pair, given):
@@ -201,8 +201,8 @@ class Kvpress(Side):
     that kvpress masks are hidden here, where it searches keys that no query of a call meets.
     """
 
-    def __init__(self, threads):
-        super().__init__(threads)
+    def __init__(self, model, tokenizer):
+        super().__init__(model, tokenizer)
         import kvpress
 
         self.kvpress = kvpress
@@ -261,7 +261,10 @@ _side = None
 
 def start(kind, threads):
     global _side
-    _side = {"kvpc": Ours, "kvpress": Kvpress}[kind](threads)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, of Linux: ends with its parent
+    logging.set_verbosity_error()
+    torch.set_num_threads(threads)
+    _side = {"kvpc": Ours, "kvpress": Kvpress}[kind](*smollm2.load())
 
 
 def calibrate(context, drops):

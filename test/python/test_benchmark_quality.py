@@ -1,0 +1,122 @@
+"""benchmark/quality: its prompts, its shortcut, its statements. No press is judged."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import kvpc
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = [str(ROOT / "benchmark"), str(ROOT / "scripts")]
+sys.path[:0] = FOLDERS
+import quality_compare as compare  # noqa: E402
+import quality_prompts  # noqa: E402
+import quality_sides  # noqa: E402
+from pairs import PAIRS  # noqa: E402
+
+
+def test_prompts(smollm2):
+    _, tokenizer = smollm2
+    prompts = quality_prompts.make(tokenizer, [500, 900], [0.1, 0.5, 0.9], 20)
+    assert sorted((p.length, p.depth) for p in prompts) == [
+        (length, depth) for length in (500, 900) for depth in (0.1, 0.5, 0.9)
+    ]
+    story = quality_prompts.STORY.read_text()
+    for prompt in prompts:
+        assert len(prompt.context) == prompt.length and len(prompt.after) == 20
+        text = tokenizer.decode(prompt.context)
+        number = tokenizer.decode(prompt.answer)
+        head, needle, tail = text.partition(f"is {number}.\n\n")
+        assert needle and number.isdecimal()
+        assert abs(len(head) / len(text) - prompt.depth) < 0.3
+        # What follows the context follows it in the story.
+        assert tail[-60:] + tokenizer.decode(prompt.after) in story
+        question = tokenizer.decode(prompt.question)
+        assert question.endswith(" is ") and number not in question
+    assert len({tuple(p.answer) for p in prompts}) == len(prompts)
+
+
+def test_compressing_captured_inputs_is_what_the_hook_does(smollm2, tmp_path):
+    side = quality_sides.Ours(*smollm2)
+    prompt = quality_prompts.make(side.tokenizer, [250], [0.5], 8)[0]
+    side.calibrated = {0.5: 0.15}, None
+    layers = side.capture(prompt.context, queries=quality_sides.WINDOW)
+    for name in ("snap_think", "dms"):
+        pair, given = PAIRS[name], side.given(0.5, len(prompt.context))
+        cache = side.compressed(layers, pair, given)
+        with side.press(pair, given)(side.model), torch.no_grad():
+            wanted = side.model(torch.tensor([prompt.context])).past_key_values
+        for layer, other in zip(cache.layers, wanted.layers):
+            assert torch.equal(layer.prefix.tokens, other.prefix.tokens)
+            assert torch.equal(layer.prefix.keys, other.prefix.keys)
+        with torch.no_grad():
+            found = side.branch(prompt.after, 8, cache, len(prompt.context))
+            again = side.branch(prompt.after, 8, cache, len(prompt.context))
+        assert torch.equal(found, again)  # a branch leaves the cache as it was
+
+
+def results(difference, spread, prompts=12):
+    noise = torch.randn(prompts, generator=torch.Generator().manual_seed(1)).tolist()
+    for number in range(prompts):
+        for drop in (0.25, 0.5):
+            base = {"press": "p", "drop": drop, "length": number, "depth": 0.5}
+            ours = {"logp": -1 + difference + spread * noise[number], "nll": 2.0, "kl": 0.1}
+            yield {**base, "side": "kvpc", **ours}
+            yield {**base, "side": "kvpress", "logp": -1, "nll": 2.0, "kl": 0.1}
+
+
+@pytest.mark.parametrize(
+    "difference, spread, verdict",
+    [
+        (0, 0.3, "equal within noise"),
+        (0.1, 0.3, "equal within noise"),
+        (5e-4, 0, "equal within noise"),  # rounding: always there, and never seen
+        (0.5, 0.3, "kvpc is better"),
+        (-0.02, 0.001, "kvpress is better"),
+    ],
+)
+def test_statements(difference, spread, verdict):
+    said = compare.statement(list(results(difference, spread)), "p", "logp")
+    assert said["verdict"] == verdict and said["prompts"] == 12
+    few = compare.statement(list(results(difference, spread, 3)), "p", "logp")
+    assert few["verdict"] == "too few prompts"
+
+
+def test_less_is_better_of_losses():
+    rows = [one | {"nll": -one["logp"]} for one in results(0.5, 0.1)]
+    assert compare.statement(rows, "p", "nll")["verdict"] == "kvpc is better"
+
+
+def benchmark(*arguments):
+    package = str(Path(kvpc.__file__).resolve().parents[1])
+    return subprocess.run(
+        [sys.executable, ROOT / "benchmark/quality.py", *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((*FOLDERS, package))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_one_press_against_kvpress(tmp_path):
+    path = tmp_path / "results.json"
+    options = ["--drops=0.5", "--lengths=200", "--depths=0.5", "--after=8", f"--json={path}"]
+    done = benchmark("knorm", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = [line for line in done.stdout.splitlines() if line.startswith("| knorm | 0.5 |")]
+    assert len(table) == 1 and "50% / 50%" in table[0]
+    rows = json.loads(path.read_text())["results"]
+    assert [(one["side"], one["press"]) for one in rows] == [
+        (side, press) for side in ("kvpc", "kvpress") for press in ("none", "knorm")
+    ]
+    for mine, peer in zip(rows[:2], rows[2:]):
+        for measure in ("logp", "nll", "kl"):
+            assert mine[measure] == pytest.approx(peer[measure], abs=1e-3)
+    assert rows[0]["kl"] == 0 and rows[1]["kl"] > 0.01
+    refused = benchmark("snapkv", *options)
+    assert refused.returncode == 1 and "other options" in refused.stderr
