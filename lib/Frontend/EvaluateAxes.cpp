@@ -47,6 +47,16 @@ Value Evaluator::evaluateRename(const CallExpr &call, const Arguments &args, Env
   for (std::string &axis : out.thinned)
     if (axis == from)
       axis = to.str();
+  // The new name says neither what the axis numbers nor which heads chose its entries.
+  out.renamed.clear();
+  for (kvp::AxisAttr a : x->type().getAxes()) {
+    StringRef name = a.getName(), heads = headsOf(*x, name);
+    if (!x->has(heads))
+      heads = "";
+    if (name == from || heads == from || x->findRenamed(name))
+      out.renamed.push_back({name == from ? to.str() : name.str(), x->entriesOf(name).str(),
+                             heads == from ? to.str() : heads.str()});
+  }
   return out.value ? Value(out) : Poison();
 }
 
@@ -76,6 +86,11 @@ std::optional<Tensor> Evaluator::partition(Tensor x, const PartInfo &info, mlir:
   auto part = std::make_shared<PartInfo>(info);
   part->like = x.value;
   out.part = std::move(part);
+  if (const Tensor::Renamed *token = x.findRenamed("token")) {
+    llvm::erase_if(out.renamed, [](const Tensor::Renamed &r) { return r.name == "token"; });
+    for (const char *axis : {"part", "slot"})
+      out.renamed.push_back({axis, axis, token->heads});
+  }
   return out.value ? std::optional(out) : std::nullopt;
 }
 
@@ -89,7 +104,8 @@ Value Evaluator::evaluatePartition(const CallExpr &call, const Arguments &args, 
     error(axis.loc(), Diag::PartitionAxis, axis.text);
     return Poison();
   }
-  if (!hasAxis(*x, axis, *args.values[0]))
+  if (!hasAxis(*x, axis, *args.values[0]) ||
+      !namedRight(*x, "token", call.callee.loc(), shown(*args.values[0])))
     return Poison();
   for (StringRef name : {"part", "slot"})
     if (x->has(name)) {
@@ -137,6 +153,8 @@ Value Evaluator::evaluateChunk(const CallExpr &call, const Arguments &args, Env 
           axesText(*x));
     return Poison();
   }
+  if (!namedRight(*x, "token", call.callee.loc(), shown(*args.values[0])))
+    return Poison();
   mlir::Location loc = at(call.callee.loc());
   PartInfo info;
   info.size = *size;
@@ -153,6 +171,9 @@ Value Evaluator::evaluateJoin(const CallExpr &call, const Arguments &args, Env &
     error(call.callee.loc(), Diag::JoinParts, shown(*args.values[0]), axesText(*x));
     return Poison();
   }
+  for (StringRef axis : {"part", "slot"})
+    if (!namedRight(*x, axis, call.callee.loc(), shown(*args.values[0])))
+      return Poison();
   auto *host = fill.as<Host>();
   bool isBool = x->element() == Element::Bool;
   if (!host || isBool != (host->element == Element::Bool))
@@ -190,6 +211,10 @@ Value Evaluator::evaluateJoin(const CallExpr &call, const Arguments &args, Env &
     out.protect = join(protect, emitter.constant(loc, Number::of(false)));
   }
   out.part = nullptr;
+  if (const Tensor::Renamed *part = x->findRenamed("part"))
+    out.renamed.push_back({"token", "token", part->heads});
+  if (out.value)
+    out.forgetAxes();
   return out.value ? Value(out) : Poison();
 }
 
@@ -233,22 +258,26 @@ Value Evaluator::evaluateAt(const CallExpr &call, const Arguments &args, Env &en
     return Poison();
   if (!out.has("part") && !out.has("slot"))
     out.part = tensor ? tensor->part : nullptr;
-  llvm::erase_if(out.thinned, [&](const std::string &a) { return !out.has(a); });
+  out.forgetAxes();
+  if (tensor)
+    for (const Tensor::Renamed &r : tensor->renamed)
+      if (!out.findRenamed(r.name))
+        out.renamed.push_back(r);
   refuseAllQueries(out.type(), call.callee.loc());
   return out;
 }
 
-mlir::Value Evaluator::tensorWith(Name axis, Env &env, mlir::Location loc) {
+std::optional<Tensor> Evaluator::tensorWith(Name axis, Env &env, mlir::Location loc) {
   StringRef name = axis.text;
   using kvp::Input;
   if (name == "head" || name == "token" || name == "channel")
-    return input(Input::Keys, current.cache, std::nullopt, loc).value;
+    return input(Input::Keys, current.cache, std::nullopt, loc);
   if (name == "group")
-    return input(Input::Queries, current.cache, 1, loc).value;
+    return input(Input::Queries, current.cache, 1, loc);
   if (name == "query")
-    return input(Input::Queries, current.cache, std::nullopt, loc).value;
+    return input(Input::Queries, current.cache, std::nullopt, loc);
   if (name == "feature")
-    return input(Input::Hidden, current.cache, std::nullopt, loc).value;
+    return input(Input::Hidden, current.cache, std::nullopt, loc);
   // A weight's own axis, or that of a value computed before, in the order of the text.
   const Tensor *found = nullptr;
   auto look = [&](StringRef value) {
@@ -265,11 +294,11 @@ mlir::Value Evaluator::tensorWith(Name axis, Env &env, mlir::Location loc) {
         look(s.name.text);
   }
   if (found)
-    return found->value;
+    return *found;
   auto report = error(axis.loc(), Diag::AxisNowhere, name);
   if (name == "part" || name == "slot")
     report.note(axis.loc(), "ask a tensor that has it: `x.index(" + name + ")`");
-  return {};
+  return std::nullopt;
 }
 
 Value Evaluator::evaluateIndex(const CallExpr &call, const Arguments &args, Env &env) {
@@ -280,24 +309,27 @@ Value Evaluator::evaluateIndex(const CallExpr &call, const Arguments &args, Env 
       error(axes->loc(), Diag::IndexNew);
       return Poison();
     }
-    auto size = staticInt(*axes->items[0].size, env, call, axes->items[0].axis.text, 1);
+    Name name = axes->items[0].axis;
+    if (isKnownAxis(name.text)) {
+      error(name.loc(), Diag::AxisSized, name.text);
+      return Poison();
+    }
+    auto size = staticInt(*axes->items[0].size, env, call, name.text, 1);
     if (!size)
       return Poison();
     out.value = emitter.create<kvp::IotaOp>(
-        loc, {},
-        {emitter.string("axis", axes->items[0].axis.text), emitter.integer("extent", *size)});
+        loc, {}, {emitter.string("axis", name.text), emitter.integer("extent", *size)});
     return out;
   }
   Name axis = llvm::cast<NameExpr>(args.values[1])->name;
-  mlir::Value like;
+  std::optional<Tensor> like;
   if (args.values[0]) {
-    auto x = tensorOperand(*args.values[0], env, "index");
-    if (!x || !hasAxis(*x, axis, *args.values[0]))
+    like = tensorOperand(*args.values[0], env, "index");
+    if (!like || !hasAxis(*like, axis, *args.values[0]))
       return Poison();
     if (axis.text == "head")
-      *x = materialize(*x, loc);
-    like = x->value;
-    out.part = x->part;
+      *like = materialize(*like, loc);
+    out.part = like->part;
   } else if (axis.text == "token") {
     out.value = emitter.create<kvp::PositionOp>(loc, current.cache);
     return out;
@@ -306,7 +338,9 @@ Value Evaluator::evaluateIndex(const CallExpr &call, const Arguments &args, Env 
   }
   if (!like)
     return Poison();
-  out.value = emitter.create<kvp::IndexOp>(loc, like, emitter.string("axis", axis.text));
+  out.value = emitter.create<kvp::IndexOp>(loc, like->value, emitter.string("axis", axis.text));
+  if (const Tensor::Renamed *r = like->findRenamed(axis.text))
+    out.renamed.push_back({r->name, r->entries, ""});
   if (axis.text == "channel" && current.last("channel"))
     out.thinned.push_back("channel");
   return out.value ? Value(out) : Poison();
@@ -315,14 +349,13 @@ Value Evaluator::evaluateIndex(const CallExpr &call, const Arguments &args, Env 
 Value Evaluator::evaluateExtent(const CallExpr &call, const Arguments &args, Env &env) {
   mlir::Location loc = at(call.callee.loc());
   Name axis = args.axes.front();
-  mlir::Value like;
+  std::optional<Tensor> like;
   if (args.values[0]) {
-    auto x = tensorOperand(*args.values[0], env, "extent");
-    if (!x || !hasAxis(*x, axis, *args.values[0]))
+    like = tensorOperand(*args.values[0], env, "extent");
+    if (!like || !hasAxis(*like, axis, *args.values[0]))
       return Poison();
-    if (axis.text == "head" && x->repeated)
+    if (axis.text == "head" && like->repeated)
       return dim(kvp::Dim::Heads, loc);
-    like = x->value;
   } else if (axis.text == "token") {
     return dim(kvp::Dim::Length, loc);
   } else if (axis.text == "head") {
@@ -338,12 +371,12 @@ Value Evaluator::evaluateExtent(const CallExpr &call, const Arguments &args, Env
   }
   if (!like)
     return Poison();
-  auto type = llvm::cast<kvp::NamedTensorType>(like.getType());
+  kvp::NamedTensorType type = like->type();
   // A window of queries has fewer where the cache is shorter.
   if (kvp::AxisAttr a = type.getAxis(axis.text); a.isStatic() && axis.text != "query")
     return Host::number(Number::of(a.getExtent()));
-  auto value =
-      emitter.createAs<kvp::ExtentOp>(loc, emitter.i64(), like, emitter.string("axis", axis.text));
+  auto value = emitter.createAs<kvp::ExtentOp>(loc, emitter.i64(), like->value,
+                                               emitter.string("axis", axis.text));
   return runtimeHost(Element::Int, value, "the extent of `" + axis.text.str() + "`");
 }
 

@@ -122,7 +122,7 @@ std::optional<Tensor> Evaluator::dot(const Operand &a, const Operand &b, StringR
     return std::nullopt;
   if (out.has("head"))
     out.repeated = false;
-  llvm::erase_if(out.thinned, [&](const std::string &t) { return !out.has(t); });
+  out.forgetAxes();
   return out;
 }
 
@@ -190,12 +190,19 @@ Value Evaluator::evaluateAttention(const CallExpr &call, bool softmax, const Arg
     return false;
   };
   if (!need(*q, args.values[0], "channel") || !need(*k, args.values[1], "channel") ||
-      !need(*k, args.values[1], "token"))
+      !need(*k, args.values[1], "token") ||
+      !namedRight(*k, "token", args.values[1]->loc(), shown(*args.values[1])) ||
+      !namedRight(*q, "query", args.values[0]->loc(), shown(*args.values[0])))
     return Poison();
   auto out = dot({args.values[0], *q}, {args.values[1], *k}, "channel", call.callee.loc());
   if (!out)
     return Poison();
-  refuseAllQueries(out->type(), call.callee.loc());
+  if (refuseAllQueries(out->type(), call.callee.loc()))
+    return *out;
+  if (StringRef heads = headsOf(*out, "token"); heads != "head" && out->has(heads)) {
+    notImplemented(call.callee.loc(), "`" + op + "` of heads by another name");
+    return *out;
+  }
   mlir::Location loc = at(call.callee.loc());
   out->value =
       mapTensor(Fn::Mul, {out->value, emitter.createAs<kvp::ScaleOp>(loc, emitter.f64(), {})}, loc);

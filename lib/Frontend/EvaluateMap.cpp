@@ -1,6 +1,7 @@
 //===- EvaluateMap.cpp - element-wise functions, and how tensors meet -------------------------===//
 #include "lib/Frontend/Evaluator.h"
 
+#include "mlir/IR/BuiltinOps.h"
 #include "llvm/ADT/StringSwitch.h"
 
 using namespace kvpc;
@@ -17,21 +18,69 @@ static std::string extentText(kvp::AxisAttr axis) {
   return axis.getName() == "query" ? "all of the pass" : "as many as the call says";
 }
 
+static std::string extentText(const Tensor &tensor, StringRef name) {
+  if (const Tensor::Renamed *r = tensor.findRenamed(name); r && r->entries != name)
+    return "the entries of `" + r->entries + "`";
+  return extentText(tensor.type().getAxis(name));
+}
+
+/// Stands for something that is not implemented; its extents are those of what it meets.
+static bool isPlaceholder(const Tensor &tensor) {
+  return tensor.value.getDefiningOp<mlir::UnrealizedConversionCastOp>() != nullptr;
+}
+
+static bool countsTokens(StringRef entries) {
+  return entries == "token" || entries == "part" || entries == "slot";
+}
+
+StringRef Evaluator::headsOf(const Tensor &tensor, StringRef axis) const {
+  if (const Tensor::Renamed *r = tensor.findRenamed(axis))
+    return r->heads;
+  if (countsTokens(tensor.entriesOf(axis)))
+    return current.misaligned("token") ? "head" : "";
+  return tensor.isThinned(axis) && current.misaligned("channel") ? "head" : "";
+}
+
+bool Evaluator::namedRight(const Tensor &tensor, StringRef axis, llvm::SMLoc loc,
+                           const std::string &subject) {
+  const Tensor::Renamed *r = tensor.findRenamed(axis);
+  if (!r || r->entries == axis)
+    return true;
+  error(loc, Diag::AxisRenamed, axis, subject, r->entries);
+  return false;
+}
+
 bool Evaluator::compatible(const Operand &a, const Operand &b, llvm::SMLoc loc) {
   auto *x = a.value.as<Tensor>(), *y = b.value.as<Tensor>();
   if (!x || !y)
     return true;
+  bool placeholder = isPlaceholder(*x) || isPlaceholder(*y);
   for (kvp::AxisAttr axis : x->type().getAxes()) {
     StringRef name = axis.getName();
     kvp::AxisAttr other = y->type().getAxis(name);
     if (!other)
       continue;
+    if (x->entriesOf(name) != y->entriesOf(name)) {
+      error(loc, Diag::Extent, name, extentText(*x, name), shown(*a.expr), extentText(*y, name),
+            shown(*b.expr));
+      return false;
+    }
+    // A value without heads is the same for all of them, whatever each holds.
+    StringRef heads = headsOf(*x, name), others = headsOf(*y, name);
+    if (heads != others && x->has(heads) && y->has(others)) {
+      bool token = countsTokens(x->entriesOf(name));
+      const Selection *by = current.misaligned(token ? "token" : "channel");
+      error(loc, Diag::HeadsMeet, shown(*a.expr), shown(*b.expr), token ? "tokens" : "channels",
+            name, by ? by->by : "topk")
+          .note(by ? by->loc : loc, "each head chooses for itself here");
+      return false;
+    }
     if (axis.getState() != other.getState()) {
       error(loc, Diag::MixedStates, name, shown(*a.expr), shown(*b.expr));
       return false;
     }
     // All queries of a pass and the last few are not the same queries, whatever their number.
-    bool differ = axis.isStatic() != other.isStatic() ? name == "query"
+    bool differ = axis.isStatic() != other.isStatic() ? name == "query" || !placeholder
                                                       : axis.getExtent() != other.getExtent();
     if (differ) {
       error(loc, Diag::Extent, name, extentText(axis), shown(*a.expr), extentText(other),
@@ -78,9 +127,18 @@ bool Evaluator::unite(llvm::ArrayRef<Operand> operands, llvm::SMLoc loc, Tensor 
     for (const std::string &axis : t->thinned)
       if (!out.isThinned(axis))
         out.thinned.push_back(axis);
+    for (const Tensor::Renamed &r : t->renamed)
+      if (!out.findRenamed(r.name))
+        out.renamed.push_back(r);
     if (!out.protectedAt.isValid())
       out.protectedAt = t->protectedAt;
   }
+  for (Tensor::Renamed &r : out.renamed)
+    for (const Operand &o : operands) {
+      auto *t = o.value.as<Tensor>();
+      if (StringRef heads = t && t->has(r.name) ? headsOf(*t, r.name) : ""; t && t->has(heads))
+        r.heads = heads.str();
+    }
   return true;
 }
 

@@ -92,17 +92,15 @@ bool Evaluator::refuseProtected(const Tensor &tensor, const CallExpr &call) {
 /// Heads that chose apart hold different entries at one index.
 bool Evaluator::refuseMisaligned(const Tensor &tensor, const CallExpr &call, Name axis,
                                  llvm::ArrayRef<Name> beside) {
-  if (axis.text != "head")
-    return false;
   // Entries that leave with the heads are not compared index by index.
   auto leaves = [&](StringRef name) {
     return llvm::any_of(beside, [&](const Name &n) { return n.text == name; });
   };
   for (kvp::AxisAttr a : tensor.type().getAxes()) {
-    StringRef name = a.getName(), base = name.rtrim('\'');
-    bool token = base == "token" || base == "part" || base == "slot";
-    if ((!token && !tensor.isThinned(name)) || leaves(name))
+    StringRef name = a.getName();
+    if (headsOf(tensor, name) != axis.text || leaves(name))
       continue;
+    bool token = !tensor.isThinned(name);
     const Selection *by = current.misaligned(token ? "token" : "channel");
     if (!by)
       continue;
@@ -110,7 +108,7 @@ bool Evaluator::refuseMisaligned(const Tensor &tensor, const CallExpr &call, Nam
                          .Case("sum", "add")
                          .Cases({"mean", "std", "var"}, "average")
                          .Default("mix");
-    error(call.callee.loc(), Diag::HeadMisaligned, call.callee.text, verb,
+    error(call.callee.loc(), Diag::HeadMisaligned, call.callee.text, axis.text, verb,
           token ? "tokens" : "channels", by->by)
         .note(by->loc, "each head chooses for itself here");
     return true;
@@ -163,7 +161,7 @@ Value Evaluator::reduceTensor(Reduction kind, Tensor x, llvm::ArrayRef<StringRef
   }
   if (!out.has("part") && !out.has("slot"))
     out.part = nullptr;
-  llvm::erase_if(out.thinned, [&](const std::string &axis) { return !out.has(axis); });
+  out.forgetAxes();
   return out;
 }
 
@@ -321,6 +319,11 @@ Value Evaluator::evaluateSort(const CallExpr &call, const Arguments &args, Env &
   out.input.reset();
   out.value = emitter.create<kvp::SortOp>(
       loc, operands, {emitter.string("axis", args.from.text), emitter.string("to", args.to.text)});
+  // What stands at a place of the order is comparable between heads.
+  if (args.to.text != args.from.text) {
+    llvm::erase_if(out.renamed, [&](const Tensor::Renamed &r) { return r.name == args.from.text; });
+    out.renamed.push_back({args.to.text.str(), x->entriesOf(args.from.text).str(), ""});
+  }
   return out.value ? Value(out) : Poison();
 }
 

@@ -203,6 +203,8 @@ StringRef Evaluator::elementAxis(const Tensor &score, llvm::SMLoc loc, const std
   bool parts = score.has("part") && score.has("slot");
   for (kvp::AxisAttr a : score.type().getAxes()) {
     StringRef name = a.getName();
+    if (!namedRight(score, name, loc, subject))
+      return "";
     if (name == "head" || (parts && name == "slot"))
       continue;
     bool element = name == "token" || name == "channel" || name == "part";
@@ -380,8 +382,11 @@ bool Evaluator::applyMask(const CallExpr &call, const Arguments &args, Env &env)
   if (!condition || condition->element() != Element::Bool)
     return typeError(*args.values[0], "`mask`", "a condition over tokens", value), false;
   for (kvp::AxisAttr a : condition->type().getAxes()) {
-    if (a.getName() == "token" || a.getName() == "head")
+    if (a.getName() == "token" || a.getName() == "head") {
+      if (!namedRight(*condition, a.getName(), loc, "the condition of `mask`"))
+        return false;
       continue;
+    }
     error(loc, Diag::ScoreAxes, "the condition of `mask`", axesText(*condition), a.getName())
         .note(loc, "remove it, e.g. with `.any(" + a.getName() + ")`");
     return false;

@@ -175,6 +175,11 @@ private:
   /// Axes and bookkeeping of the union, without a value.
   bool unite(llvm::ArrayRef<Operand> operands, llvm::SMLoc loc, Tensor &out);
   bool refuseAllQueries(kvp::NamedTensorType type, llvm::SMLoc loc);
+  /// The axis of heads whose choice decides what stands at an index of `axis`, or "".
+  llvm::StringRef headsOf(const Tensor &tensor, llvm::StringRef axis) const;
+  /// Whether the axis numbers what its name says; reports one that was renamed to it.
+  bool namedRight(const Tensor &tensor, llvm::StringRef axis, llvm::SMLoc loc,
+                  const std::string &subject);
 
   Tensor toFloat(Tensor tensor, mlir::Location loc);
   mlir::Value mapTensor(kvp::Fn fn, mlir::ValueRange operands, mlir::Location loc) {
@@ -225,7 +230,7 @@ private:
   Value evaluateIndex(const CallExpr &call, const Arguments &args, Env &env);
   Value evaluateExtent(const CallExpr &call, const Arguments &args, Env &env);
   /// A tensor that has the axis: of the program's inputs or a weight in sight.
-  mlir::Value tensorWith(Name axis, Env &env, mlir::Location loc);
+  std::optional<Tensor> tensorWith(Name axis, Env &env, mlir::Location loc);
   Value evaluateProtect(const CallExpr &call, const Arguments &args, Env &env);
 
   //===----------------------------------------------------------------------------------------===//

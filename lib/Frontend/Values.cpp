@@ -26,6 +26,21 @@ Element Tensor::element() const { return elementOf(type()); }
 
 bool Tensor::isThinned(llvm::StringRef axis) const { return llvm::is_contained(thinned, axis); }
 
+const Tensor::Renamed *Tensor::findRenamed(llvm::StringRef axis) const {
+  const auto *it = llvm::find_if(renamed, [&](const Renamed &r) { return r.name == axis; });
+  return it == renamed.end() ? nullptr : it;
+}
+
+llvm::StringRef Tensor::entriesOf(llvm::StringRef axis) const {
+  const Renamed *found = findRenamed(axis);
+  return found ? llvm::StringRef(found->entries) : axis.rtrim('\'');
+}
+
+void Tensor::forgetAxes() {
+  llvm::erase_if(thinned, [&](const std::string &axis) { return !has(axis); });
+  llvm::erase_if(renamed, [&](const Renamed &r) { return !has(r.name); });
+}
+
 std::string kvpc::axesText(llvm::ArrayRef<kvp::AxisAttr> axes) {
   std::string text;
   for (kvp::AxisAttr axis : axes)

@@ -91,6 +91,13 @@ struct Tensor {
   std::shared_ptr<const PartInfo> part;
   /// Axes over channels that a selection thinned, by name.
   llvm::SmallVector<std::string, 1> thinned;
+  /// What the name of an axis does not say since it was renamed.
+  struct Renamed {
+    std::string name;
+    std::string entries; // the axis whose entries it numbers
+    std::string heads;   // the axis of heads that have entries of their own along it, or ""
+  };
+  llvm::SmallVector<Renamed, 0> renamed;
   /// An input as it came from the host, for `.last` and `.unrotated`.
   struct Input {
     kvp::Input kind;
@@ -103,6 +110,11 @@ struct Tensor {
   Element element() const;
   bool has(llvm::StringRef axis) const { return type().hasAxis(axis); }
   bool isThinned(llvm::StringRef axis) const;
+  const Renamed *findRenamed(llvm::StringRef axis) const;
+  /// The axis whose entries `axis` numbers: `token` of `token'`, unless it was renamed.
+  llvm::StringRef entriesOf(llvm::StringRef axis) const;
+  /// Drops what is said of axes that are gone.
+  void forgetAxes();
 };
 
 struct Budget {
