@@ -362,6 +362,24 @@ static void eraseDead(mlir::Block &block) {
       op.erase();
 }
 
+/// Kernels see the last queries of a pass. A program may say that it wants more, of which it is
+/// told where nothing made that needless.
+static bool refuseInputs(mlir::Block &block) {
+  bool refused = false;
+  for (auto op : block.getOps<kvp::InputOp>()) {
+    kvp::Input input = op.getInput();
+    bool queries = input == kvp::Input::Queries && !op.getLast();
+    if (!queries && input != kvp::Input::Hidden)
+      continue;
+    std::string what = queries ? "`queries` without `last`" : "`hidden`";
+    mlir::emitError(op.getLoc())
+        << llvm::formatv(false, diagnosticFormat(Diag::NotImplemented), what).str() << " ["
+        << diagnosticCode(Diag::NotImplemented) << "]";
+    refused = true;
+  }
+  return refused;
+}
+
 bool Export::evaluate(Round &round) {
   mlir::Builder b(diagnostics.getContext());
   bool isScore = decl.kind == DeclKind::Score;
@@ -382,8 +400,6 @@ bool Export::evaluate(Round &round) {
   ok = evaluator.finish() && ok;
   if (!ok)
     return false;
-  if (assume)
-    return true;
   std::vector<mlir::Attribute> parameters;
   llvm::copy_if(round.parameters, std::back_inserter(parameters),
                 [](mlir::Attribute a) { return bool(a); });
@@ -399,5 +415,5 @@ bool Export::evaluate(Round &round) {
   }
   kvp::ReturnOp::create(builder, round.op->getLoc(), evaluator.state().cache, score, protect);
   eraseDead(*round.block);
-  return true;
+  return !refuseInputs(*round.block);
 }
