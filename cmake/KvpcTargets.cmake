@@ -9,6 +9,8 @@
 #       RUNTIME: no LLVM, and exceptions and RTTI as in runtime/
 #   kvpc_warnings(target)
 #       the project's warnings, for targets made by hand (runtime/)
+#   kvpc_precompile(target header ... | REUSE_FROM other)
+#       precompiled headers, for targets that do not have the compiler's
 
 function(kvpc_warnings target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wno-unused-parameter)
@@ -19,13 +21,30 @@ function(kvpc_warnings target)
   endif()
 endfunction()
 
-function(kvpc_compile_options target)
-  kvpc_warnings(${target})
+function(kvpc_precompile_options target)
   if(CMAKE_CXX_COMPILER_ID MATCHES Clang AND KVPC_PCH)
     # No time stamp: the header is the same file for ccache when it is made again.
     target_compile_options(${target} PRIVATE -fpch-instantiate-templates
                            "SHELL:-Xclang -fno-pch-timestamp")
   endif()
+endfunction()
+
+function(kvpc_precompile target)
+  if(NOT KVPC_PCH)
+    return()
+  endif()
+  kvpc_precompile_options(${target})
+  if(ARGV1 STREQUAL REUSE_FROM)
+    target_compile_options(${target} PRIVATE -fPIC) # as a shared library's, whose header it may be
+    target_precompile_headers(${target} REUSE_FROM ${ARGV2})
+  else()
+    target_precompile_headers(${target} PRIVATE ${ARGN})
+  endif()
+endfunction()
+
+function(kvpc_compile_options target)
+  kvpc_warnings(${target})
+  kvpc_precompile_options(${target})
 endfunction()
 
 # What libraries, tools and tests of the compiler have in common.
@@ -68,6 +87,10 @@ function(kvpc_unittest name)
     target_compile_options(${name} PRIVATE -fexceptions -frtti)
     target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/runtime/core/include)
     kvpc_warnings(${name})
+    list(LENGTH ARG_UNPARSED_ARGUMENTS files)
+    if(files GREATER 1)
+      kvpc_precompile(${name} <gtest/gtest.h> <algorithm> <cmath> <random> <string> <vector>)
+    endif()
     if(ARG_DEPENDS)
       add_dependencies(${name} ${ARG_DEPENDS})
     endif()

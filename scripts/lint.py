@@ -13,7 +13,6 @@ from pathlib import Path
 
 # Where clang-tidy's complaints count, beside the file it is given.
 HEADERS = r"/(dialect|lib|tools|runtime|test|benchmark)/.*\.(h|cpp)$"
-GROUP = 12
 
 
 def sources(root, *patterns):
@@ -79,24 +78,9 @@ def dependencies(root, build):
     return headers
 
 
-def without_precompiled_header(words):
-    """clang-tidy would read all of the precompiled header back, slower than parsing what a file
-    includes; and so a file that does not include what it uses is found."""
-    kept, rest = [], iter(words)
-    for word in rest:
-        if word == "-Xclang":
-            option = next(rest)
-            if option in ("-include-pch", "-include"):
-                next(rest), next(rest)  # -Xclang and the file
-            elif option != "-fno-pch-timestamp":
-                kept += [word, option]
-        elif word not in ("-Winvalid-pch", "-fpch-instantiate-templates"):
-            kept.append(word)
-    return kept
-
-
 def tidy_commands(root, build):
-    """For every C++ file its command, from the compilation database, and the headers it reads."""
+    """For every C++ file the options of its command, from the compilation database, and the headers
+    it reads."""
     headers = dependencies(root, build)
     every_header = [root / name for name in sources(root, "*.h")]
     commands = {}
@@ -104,92 +88,62 @@ def tidy_commands(root, build):
         words = shlex.split(entry["command"])
         output = words[words.index("-o") + 1] if "-o" in words else ""
         read = headers.get(output, every_header)
-        commands[Path(entry["file"])] = (without_precompiled_header(words), read)
+        commands[Path(entry["file"])] = (words[1 : words.index("-c")], read)
     found = {}
     for name in sources(root, "*.cpp", ":!*/Inputs/*"):
         path = root / name
-        if path not in commands:
-            # Not compiled here: as a neighbour is, or the nearest above it.
+        if path in commands:
+            found[path] = commands[path]
+        else:  # Not compiled here: as a neighbour is, or the nearest above it.
             near = max(commands, key=lambda other: len(os.path.commonpath([other, path])))
-            words = commands[near][0]
-            commands[path] = [*words[: words.index("-c")], "-c", str(path)], every_header
-        found[path] = commands[path]
+            found[path] = commands[near][0], every_header
     return found
 
 
 def clang_tidy(root, build, logs, jobs):
     """Checks each file whose text, headers, command or settings have changed since it was clean.
 
-    Files of one target go in groups through one run, which parses their common headers once. The
-    files that it complains of are read again alone; so a clash between two files of a group, which
-    is not an error of theirs, costs time and nothing else.
+    Files are read as the build compiles them, with its precompiled headers.
     """
     program, config = tool("clang-tidy"), root / ".clang-tidy"
     version = subprocess.run([program, "--version"], capture_output=True, check=True).stdout
     settings = version + config.read_bytes()
-    clean, folder = build / "tidy/clean", build / "tidy"
+    clean = build / "tidy/clean"
     clean.mkdir(parents=True, exist_ok=True)
 
     @functools.cache
     def digest(path):
         return hashlib.sha256(path.read_bytes()).digest() if path.exists() else b""
 
-    targets, marks, total = {}, {}, 0
-    for path, (words, headers) in tidy_commands(root, build).items():
-        total += 1
-        options = list(words[1 : words.index("-c")])
-        for own in ("-o", "-MF", "-MT"):  # what is each file's own would put each in its own group
-            if own in options:
-                del options[(at := options.index(own)) : at + 2]
-        key = hashlib.sha256(settings + "\0".join(options).encode())
-        for used in [path, *sorted(set(headers))]:
-            key.update(digest(used))
-        marks[path] = clean / key.hexdigest()
-        if not marks[path].exists():
-            targets.setdefault(tuple(options), []).append(path)
-
+    commands = tidy_commands(root, build)
     log = logs / "clang-tidy.log"
     log.write_text("")
 
-    def check(options, paths):
-        """Those of the files that are not clean; the log says why."""
-        source = paths[0]
-        if len(paths) > 1:
-            name = hashlib.sha256("\0".join(map(str, paths)).encode()).hexdigest()[:16]
-            source = folder / f"{name}.cpp"
-            source.write_text("".join(f'#include "{path}"\n' for path in paths))
+    def is_clean(path):
+        options, headers = commands[path]
+        key = hashlib.sha256(settings + "\0".join(options).encode())
+        for used in [path, *sorted(set(headers))]:
+            key.update(digest(used))
+        mark = clean / key.hexdigest()
+        if mark.exists():
+            return True
         done = subprocess.run(
             [program, "--quiet", f"--config-file={config}", f"--header-filter={HEADERS}"]
-            + [str(source), "--", *options],
+            + [str(path), "--", *options],
             capture_output=True,
             text=True,
             cwd=build,
         )
         if done.returncode == 0:
-            for path in paths:
-                marks[path].touch()
-            return []
-        if len(paths) > 1:
-            accused = [path for path in paths if f"{path}:" in done.stdout]
-            rest = [path for path in paths if path not in accused]
-            if rest and accused:
-                parts = [[path] for path in accused] + [rest]
-            else:
-                parts = [paths[: len(paths) // 2], paths[len(paths) // 2 :]]
-            return [path for part in parts for path in check(options, part)]
+            mark.touch()
+            return True
         with open(log, "a") as out:
             out.write(done.stdout + done.stderr)
-        return [source]
+        return False
 
-    groups = [
-        (list(options), paths[i : i + GROUP])
-        for options, paths in targets.items()
-        for i in range(0, len(paths), GROUP)
-    ]
-    groups.sort(key=lambda group: -len(group[1]))
     with ThreadPoolExecutor(jobs) as pool:
-        unclean = [path for found in pool.map(lambda g: check(*g), groups) for path in found]
-    return not unclean, f"{len(unclean)} of {total} files, see {log}" if unclean else ""
+        unclean = list(pool.map(is_clean, commands)).count(False)
+    return not unclean, f"{unclean} of {len(commands)} files, see {log}" if unclean else ""
 
 
 def checks(root, build, logs, jobs):
