@@ -195,9 +195,14 @@ Value Kernel::compute(const Row &row, Value v, const Indices &at) {
           x = e.spread(x);
           w = e.spread(w);
         }
-        Value zero = e.constantOf(x.getType(), 0);
-        Value none = arith::CmpFOp::create(e, arith::CmpFPredicate::OEQ, x, zero);
-        return e.select(none, zero, arith::MulFOp::create(e, x, w));
+        // What is masked, -0, stays 0 where the row's sum is NaN.
+        Type bits = e.getI32Type();
+        if (auto vector = dyn_cast<VectorType>(x.getType()))
+          bits = vector.clone(bits);
+        Value masked = arith::CmpIOp::create(
+            e, arith::CmpIPredicate::eq, arith::BitcastOp::create(e, bits, x),
+            arith::BitcastOp::create(e, bits, e.constantOf(x.getType(), -0.0)));
+        return e.select(masked, e.constantOf(x.getType(), 0), arith::MulFOp::create(e, x, w));
       })
       .Default([&](Operation *other) {
         error(other, "`" + other->getName().getStringRef() + "` cannot stand inside an expression");
@@ -615,14 +620,8 @@ Value Kernel::input(const Row &row, kvp::InputOp op, const Indices &at) {
 }
 
 Value Kernel::weights(const Row &row, BlockArgument arg, const Indices &at) {
-  int64_t index = 0;
-  for (BlockArgument other : arg.getOwner()->getArguments()) {
-    if (other == arg)
-      break;
-    index += isa<kvp::NamedTensorType>(other.getType());
-  }
   Value base = e.loadPtr(fieldPtr(row, offsetof(kvpc_call, weights)),
-                         index * sizeof(kvpc_tensor) + offsetof(kvpc_tensor, data));
+                         weightIndex(arg) * sizeof(kvpc_tensor) + offsetof(kvpc_tensor, data));
   SmallVector<std::pair<Index, Value>> terms;
   Value stride = e.constant(1);
   for (kvp::AxisAttr axis : llvm::reverse(cast<kvp::NamedTensorType>(arg.getType()).getAxes())) {

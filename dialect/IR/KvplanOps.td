@@ -162,7 +162,7 @@ def Kvplan_StatisticsOp : Kvplan_Op<"statistics", [HasParent<"PassOp">,
 
 def Kvplan_RescaleOp : Kvplan_Op<"rescale", [Pure, AllTypesMatch<["exponents", "factors",
                                                                   "result"]>]> {
-  let summary = "softmax from stored exponents and their tiles' factors; 0 where the exponent is 0";
+  let summary = "softmax from stored exponents and their tiles' factors; 0 where the exponent is -0, masked";
   let arguments = (ins Kvp_FloatTensor:$exponents, Kvp_FloatTensor:$factors);
   let results = (outs Kvp_FloatTensor:$result);
   let assemblyFormat = "$exponents `,` $factors attr-dict `:` type($result)";

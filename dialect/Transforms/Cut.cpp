@@ -4,7 +4,8 @@
 // 1. Held or not (Holding): everything that is not held is evaluated again where it is used.
 // 2. The step of every held value: 1 + the latest step it needs, or that very step where it reads a
 //    value of the same sweep at the same entry.
-// 3. Tasks: neighbouring steps over the same rows (and heads) stand together.
+// 3. Tasks: neighbouring steps over the same rows (and heads) stand together, up to one that reads
+//    what other heads' tasks hold.
 //
 //===------------------------------------------------------------------------------------------===//
 #include "dialect/Transforms/Cut.h"
@@ -22,6 +23,27 @@ using namespace kvpc::cut;
 // Steps
 //===------------------------------------------------------------------------------------------===//
 
+/// Whether an operation reads its operand at other heads than its own.
+static bool readsOtherHeads(Operation *op) {
+  auto axis = op->getAttrOfType<StringAttr>(isa<kvp::RenameOp>(op) ? "from" : "axis");
+  return axis && axis.getValue() == "head";
+}
+
+bool Program::meetsHeads(const Root &root) const {
+  llvm::DenseSet<Value> seen[2];
+  std::function<bool(Value, bool)> visit = [&](Value v, bool others) {
+    if (!v || !seen[others].insert(v).second)
+      return false;
+    if (auto it = rootOf.find(v); it != rootOf.end() && v != root.value)
+      return others && roots[it->second].key.space == kvplan::Space::Head;
+    Operation *op = v.getDefiningOp();
+    return op && llvm::any_of(op->getOperands(), [&](Value operand) {
+             return visit(operand, others || readsOtherHeads(op));
+           });
+  };
+  return llvm::any_of(root.operands(), [&](Value v) { return visit(v, false); });
+}
+
 unsigned Program::stepOfCache(Value cache) const {
   auto it = selections.find(cache);
   return it == selections.end() ? 0 : it->second + 1;
@@ -30,6 +52,7 @@ unsigned Program::stepOfCache(Value cache) const {
 /// The least step in which `root` can be made, given where its operands are.
 unsigned Program::earliest(const Root &root) const {
   unsigned step = 0;
+  bool apart = meetsHeads(root);
   llvm::DenseSet<Value> seen[2];
   std::function<void(Value, bool)> visit = [&](Value v, bool aligned) {
     if (!v || !seen[aligned].insert(v).second)
@@ -40,7 +63,7 @@ unsigned Program::earliest(const Root &root) const {
     }
     if (auto it = rootOf.find(v); it != rootOf.end() && v != root.value) {
       const Root &leaf = roots[it->second];
-      bool together = !stored && leaf.key == root.key &&
+      bool together = !stored && !apart && leaf.key == root.key &&
                       (leaf.key.kind == Step::Small || (aligned && leaf.makesEntries()));
       step = std::max(step, leaf.step + (together ? 0 : 1));
       return;

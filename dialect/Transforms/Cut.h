@@ -15,6 +15,10 @@ bool isEntryAxis(llvm::StringRef name);
 /// The axis a sweep that makes this tensor goes over, or null for a small value.
 kvp::AxisAttr entryAxis(kvp::NamedTensorType type);
 
+/// Whether a rank is over elements that do not lie side by side in a buffer: several axes, or
+/// heads.
+bool ranksTogether(kvp::RankOp op);
+
 /// Where a step stands: what it sweeps, for whom.
 struct Step {
   enum Kind { Pass, Small, Order, Select } kind = Small;
@@ -88,6 +92,8 @@ private:
   // Cut.cpp
   unsigned stepOfCache(mlir::Value cache) const;
   unsigned earliest(const Root &root) const;
+  /// Whether a root's tasks read what the tasks of other heads hold: all of those are over by then.
+  bool meetsHeads(const Root &root) const;
   llvm::SmallSetVector<unsigned, 8> needs(const Root &root) const;
 
   // EmitPlan.cpp

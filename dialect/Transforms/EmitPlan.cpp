@@ -219,7 +219,7 @@ void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
         std::rotate(head, head + 1, over.end());
       kvplan::OrderOp::create(b, kvplan::Order::Rank, bufferOf(rank.getInput()),
                               bufferOf(rank.getProtect()), bufferOf(rank.getWhere()), root.buffer,
-                              over.size() > 1 ? b.getStrArrayAttr(over) : ArrayAttr());
+                              ranksTogether(rank) ? b.getStrArrayAttr(over) : ArrayAttr());
     } else if (auto sort = dyn_cast<kvp::SortOp>(op)) {
       kvplan::OrderOp::create(b, kvplan::Order::Sort, bufferOf(sort.getInput()), Value(),
                               bufferOf(sort.getWhere()), root.buffer, ArrayAttr());
@@ -322,7 +322,8 @@ LogicalResult Program::emit() {
       continue;
     }
     IntegerAttr leader = group.leader ? b.getI64IntegerAttr(group.leader) : IntegerAttr();
-    if (!tasks || tasks.getSpace() != group.key.space || tasks.getLeaderAttr() != leader) {
+    bool meets = llvm::any_of(group.roots, [&](unsigned i) { return meetsHeads(roots[i]); });
+    if (!tasks || tasks.getSpace() != group.key.space || tasks.getLeaderAttr() != leader || meets) {
       b.setInsertionPointToEnd(body);
       tasks = kvplan::TasksOp::create(b, group.key.space, leader);
       b.createBlock(&tasks.getBody());

@@ -68,11 +68,15 @@ static bool readsNeighbours(Operation *op, Value operand) {
   return isa<kvp::JoinOp>(op) && operand == op->getOperand(0);
 }
 
+bool kvpc::cut::ranksTogether(kvp::RankOp op) {
+  return op.getOver().size() > 1 || kvp::axisNames(op.getOver()).front() == "head";
+}
+
 /// The axis that an operation puts in order or runs along as a whole; empty for others, and for
-/// several axes at once, which are copied together.
+/// axes that are copied together.
 static StringRef wholeRow(Operation *op) {
   if (auto rank = dyn_cast<kvp::RankOp>(op))
-    return rank.getOver().size() == 1 ? kvp::axisNames(rank.getOver()).front() : "";
+    return ranksTogether(rank) ? "" : kvp::axisNames(rank.getOver()).front();
   if (auto sort = dyn_cast<kvp::SortOp>(op))
     return sort.getAxis();
   if (auto cumsum = dyn_cast<kvp::CumsumOp>(op))
@@ -286,7 +290,7 @@ LogicalResult Program::holdOp(Operation &op) {
   root.value = v;
   root.key = keyOf(v);
   if (isWholeRow(&op)) {
-    if (auto rank = dyn_cast<kvp::RankOp>(op); rank && rank.getOver().size() > 1)
+    if (auto rank = dyn_cast<kvp::RankOp>(op); rank && ranksTogether(rank))
       for (StringRef axis : kvp::axisNames(rank.getOver())) {
         if (isApart(tensorOf(v).getAxis(axis)) || kvplan::slotsAlong(rank.getInput(), axis))
           return op.emitError("`rank` over several axes, of which `")

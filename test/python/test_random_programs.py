@@ -14,9 +14,10 @@ from programs import Program, program
 
 import kvpc
 
-COUNT = 220
+COUNT = 200
 GROUP = 10
 CHANNELS = 16
+HEADS = 3  # more than are in flight at once
 LENGTHS = (600, 45)  # several tiles and segments, and less than one
 # Scores may differ by this, relative to the largest of their row and head, or where the program
 # itself magnifies rounding, by as much as inputs changed in their last bits change the reference's.
@@ -88,6 +89,36 @@ score m() = keys.norm(channel).partition(token, 16).mean(slot).rank(head, part) 
     "softmax_ranked": "score m() = keys.norm(channel).softmax(token).rank(token)",
     "softmax_without_head": "score m() = (position / length).softmax(token)",
     "gelu_of_minus_infinity": "score m() = gelu(logits(queries.last(4), keys).mean(query).max(group))",
+    "softmax_of_infinity": "score m() = where(position == 3, inf, keys.norm(channel)).softmax(token)",
+    "softmax_of_infinity_and_masked": """
+score m() = where(position == 3, inf, where(position % 3 == 0, -inf, keys.norm(channel))).softmax(token)
+""",
+    # Heads meet: what others hold must be there.
+    "pool_of_heads": "score m() = keys.norm(channel).avg_pool(head, 3)",
+    "highest_of_heads_nearby": "score m() = keys.norm(channel).max_pool(head, 3)",
+    "heads_shifted": "score m() = keys.norm(channel).shift(head, -1, fill = 0)",
+    "another_head": "score m() = keys.norm(channel).at(head, heads - 1 - index(head))",
+    "pool_of_heads_of_attention": """
+score m() = attention(queries.last(8), keys).mean(query, group).avg_pool(token, 5).avg_pool(head, 3)
+""",
+    "rank_of_heads": """
+score m() = attention(queries.last(8), keys).mean(query, group).avg_pool(token, 5).rank(head) * 0.5
+""",
+    "pool_of_heads_of_parts": """
+press m() = attention(queries.last(8), keys).mean(query, group).chunk(5).avg_pool(head, 3) |> topk(drop(0.5))
+""",
+    "pool_of_heads_of_channels": "score m() = keys.std(token).softmax(channel).avg_pool(head, 3)",
+    "heads_under_another_name": """
+score m() = (keys.norm(channel).rename(head -> head') * keys.mean(channel)).max(head')
+""",
+    "softmax_of_heads": "score m() = keys.norm(channel).softmax(token).avg_pool(token, 3).softmax(head)",
+    "running_sum_of_heads": "score m() = keys.norm(channel).softmax(token).avg_pool(token, 3).cumsum(head)",
+    "mean_of_heads_and_tokens": """
+score m() = {
+  let x = keys.norm(channel).avg_pool(token, 3)
+  return x - x.mean(head, token) + x.max(head)
+}
+""",
     # Filled with 1, so that memory which happens to be zero does not pass for it.
     "tail_of_whole_parts": (
         "score m() = keys.mean(channel).partition(token, 16, whole = true).join(fill = 1) |> chunk(16)"
@@ -157,7 +188,7 @@ def run_group(seeds):
 def press_of(one, module):
     info = module.presses[one.name]
     make = torch.Generator().manual_seed(3)
-    sizes = {"head": 2, "channel": CHANNELS}
+    sizes = {"head": HEADS, "channel": CHANNELS}
     tensors = {
         name: torch.randn([sizes[a] for a in axes], generator=make)
         for name, axes in one.tensors.items()
@@ -169,7 +200,7 @@ def press_of(one, module):
 
 
 def rows_of(nudged=0):
-    rows = [row(n, seed=n, channels=CHANNELS) for n in LENGTHS]
+    rows = [row(n, seed=n, heads=HEADS, channels=CHANNELS) for n in LENGTHS]
     make = torch.Generator().manual_seed(nudged)
     for one in rows if nudged else ():
         for tensor in (one.keys, one.values, one.queries):

@@ -153,7 +153,8 @@ void kvpc_prim_softmax_begin(float *m, float *z, int64_t rows);
 void kvpc_prim_softmax_tile(const float *x, int64_t tokens, int64_t row_stride, int64_t rows,
                             float *m, float *z);
 
-/// The same, and x becomes exp(x - M), reference[r] becomes M. For a second sweep without exps.
+/// The same, and x becomes exp(x - M), -0 where masked, reference[r] becomes M. For a second sweep
+/// without exps.
 void kvpc_prim_softmax_tile_store(float *x, int64_t tokens, int64_t row_stride, int64_t rows,
                                   float *m, float *z, float *reference);
 
@@ -167,12 +168,6 @@ void kvpc_prim_softmax_weights(float *x, int64_t tokens, int64_t row_stride, int
 /// Factors of a stored tile: w = exp(reference - m) * (1 / z), 0 where reference is -inf or z is 0.
 void kvpc_prim_softmax_factors(const float *reference, const float *m, const float *z, int64_t rows,
                                float *w);
-
-/// sums[t] += sum over rows of x * w (of x if w is null). Rows r, r + L, r + 2 L ... are summed in
-/// lane r of L lanes, ascending, by fma from 0 (missing rows add nothing); then the lanes are
-/// folded by halves: lane i + lane i + L/2, and so on.
-void kvpc_prim_row_sums(const float *x, int64_t tokens, int64_t row_stride, int64_t rows,
-                        const float *w, float *sums);
 
 //===----------------------------------------------------------------------===//
 // Orders of a whole row

@@ -63,10 +63,10 @@ KVPC_INLINE void tile(float *x, int64_t tokens, int64_t stride, int64_t rows, fl
     }
     for (int64_t t = 0; t < tokens; ++t)
       for (int v = 0; v < vectors; ++v) {
-        Lanes e = exp(columns.get(x + t * stride + r, v) - zero[v]);
+        Lanes logit = columns.get(x + t * stride + r, v), e = exp(logit - zero[v]);
         sum[v] += e;
-        if (kept)
-          columns.put(x + t * stride + r, v, e);
+        if (kept) // -0 tells what is masked from what is only very small
+          columns.put(x + t * stride + r, v, logit == -kInfinity ? Lanes(-0.0f) : e);
       }
     for (int v = 0; v < vectors; ++v) {
       columns.put(m + r, v, now[v]);
@@ -138,19 +138,5 @@ void kvpc_prim_softmax_factors(const float *reference, const float *m, const flo
       columns.put(w + r, v, c == -kInfinity ? Lanes(0.0f) : factor);
     }
   });
-}
-
-void kvpc_prim_row_sums(const float *x, int64_t tokens, int64_t row_stride, int64_t rows,
-                        const float *w, float *sums) {
-  for (int64_t t = 0; t < tokens; ++t, x += row_stride) {
-    Lanes sum = 0.0f;
-    int64_t r = 0;
-    for (; r + kLanes <= rows; r += kLanes)
-      sum = fma(load<Lanes>(x + r), w ? load<Lanes>(w + r) : Lanes(1.0f), sum);
-    if (r < rows)
-      sum = fma(loadFirst<Lanes>(x + r, rows - r, 0.0f),
-                w ? loadFirst<Lanes>(w + r, rows - r, 0.0f) : Lanes(1.0f), sum);
-    sums[t] += foldLanes(sum);
-  }
 }
 }

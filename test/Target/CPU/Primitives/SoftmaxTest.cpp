@@ -80,7 +80,8 @@ TEST(Softmax, StoredTilesGiveTheSameStatisticsAndWeights) {
       kvpc_prim_softmax_factors(&reference[t / tile * rows], s.m.data(), s.z.data(), rows,
                                 w.data());
       int64_t n = std::min(tile, tokens - t);
-      kvpc_prim_row_sums(&e[t * rows], n, rows, rows, w.data(), &sums[t]);
+      for (int64_t i = 0; i < n * rows; ++i)
+        sums[t + i / rows] += e[t * rows + i] * w[i % rows];
     }
     for (int64_t t = 0; t < tokens; ++t) {
       double sum = 0;
@@ -139,27 +140,19 @@ TEST(Softmax, RowsOfNothingAndNanAndInfinity) {
   }
 }
 
-TEST(Softmax, RowSumsFoldTheLanesByHalves) {
-  for (int64_t lanes : {8, 16}) {
-    if (kvpc_prim_panel_rows() != (lanes == 8 ? 16 : 64))
-      continue;
-    for (int64_t rows : {1, 5, 16, 29, 64, 100}) {
-      std::vector<float> x = scores("normal", 2 * rows, 8), w = scores("normal", rows, 9);
-      std::vector<float> sums = {1.0f, 2.0f}, plain = sums;
-      kvpc_prim_row_sums(x.data(), 2, rows, rows, w.data(), sums.data());
-      kvpc_prim_row_sums(x.data(), 2, rows, rows, nullptr, plain.data());
-      for (int64_t t = 0; t < 2; ++t)
-        for (bool weighted : {true, false}) {
-          std::vector<float> lane(lanes);
-          for (int64_t r = 0; r < rows; ++r)
-            lane[r % lanes] = std::fma(x[t * rows + r], weighted ? w[r] : 1.0f, lane[r % lanes]);
-          for (int64_t half = lanes / 2; half; half /= 2)
-            for (int64_t i = 0; i < half; ++i)
-              lane[i] += lane[i + half];
-          ASSERT_TRUE(sameBits((weighted ? sums : plain)[t], float(t + 1) + lane[0]));
-        }
+} // namespace
+
+TEST(Softmax, StoredTilesTellMaskedFromVerySmall) {
+  for (int64_t rows : kRows) {
+    std::vector<float> x(3 * rows), m(rows), z(rows), reference(rows);
+    for (int64_t r = 0; r < rows; ++r)
+      x[r] = -kInf, x[rows + r] = -1000, x[2 * rows + r] = 0;
+    kvpc_prim_softmax_begin(m.data(), z.data(), rows);
+    kvpc_prim_softmax_tile_store(x.data(), 3, rows, rows, m.data(), z.data(), reference.data());
+    for (int64_t r = 0; r < rows; ++r) {
+      EXPECT_TRUE(sameBits(x[r], -0.0f));
+      EXPECT_TRUE(sameBits(x[rows + r], 0.0f));
+      EXPECT_EQ(x[2 * rows + r], 1);
     }
   }
 }
-
-} // namespace
