@@ -14,18 +14,8 @@ from pathlib import Path
 
 import machine
 import quality_compare as compare
-import quality_prompts
 import quality_sides as sides
-import smollm2
 from pairs import PAIRS
-from transformers import AutoTokenizer
-
-CALIBRATION = 512  # tokens of the story's opening
-
-
-def tokenizer():
-    folder = smollm2.folder()
-    return AutoTokenizer.from_pretrained(folder, gguf_file=next(folder.glob("*.gguf")).name)
 
 
 def numbers(kind):
@@ -74,9 +64,6 @@ def options_of(arguments):
 
 def measure(options, report, save):
     """Adds to report["results"], one dict for each prompt, side, press and drop."""
-    words = tokenizer()
-    prompts = quality_prompts.make(words, options.lengths, options.depths, options.after)
-    opening = [token for part in quality_prompts.story(words) for token in part][:CALIBRATION]
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kvpc-quality-"))
         pools = {
@@ -86,7 +73,10 @@ def measure(options, report, save):
             for side in ("kvpc", "kvpress")[: 1 + options.peer]
         }
         ours = pools["kvpc"]
-        calibrated = ours.submit(sides.calibrate, opening, options.drops).result()
+        prompts = ours.submit(
+            sides.prompts, options.lengths, options.depths, options.after
+        ).result()
+        calibrated = ours.submit(sides.calibrate, options.drops).result()
         report["thresholds"] = calibrated[0]
         for pool in pools.values():
             pool.submit(sides.prepare, calibrated).result()

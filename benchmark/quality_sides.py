@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import footprint
+import quality_prompts
 import smollm2
 import torch
 from pairs import PAIRS, Given
@@ -23,6 +24,7 @@ import kvpc
 from kvpc.hook import UNTIL_FINISH, attach
 
 WINDOW = 64  # queries captured, as many as any press asks
+CALIBRATION = 512  # tokens of the story's opening
 
 
 class Capture:
@@ -65,9 +67,8 @@ class Side:
         save_file({name: x.contiguous() for name, x in named.items()}, path)
 
     def calibrate(self, context, drops):
-        """(drop → threshold on snapkv's scores times tokens, filters of qfilter), from a text that
-        no prompt is compared on: the share of entries below the threshold, and the main direction
-        of each head's queries, which points to where they are."""
+        """(drop → threshold of snapkv's scores times tokens, below which that share of entries lies;
+        filters of qfilter: the main direction of each head's queries, towards where they are)"""
         layers = self.capture(context, queries="all")
         press = PAIRS["snapkv"].ours(Given(0.5, self.layers, len(context)), "f32", self.channels)
         scores, filters = [], []
@@ -267,8 +268,13 @@ def start(kind, threads):
     _side = {"kvpc": Ours, "kvpress": Kvpress}[kind](*smollm2.load())
 
 
-def calibrate(context, drops):
-    return _side.calibrate(context, drops)
+def prompts(lengths, depths, after):
+    return quality_prompts.make(_side.tokenizer, lengths, depths, after)
+
+
+def calibrate(drops):
+    opening = [token for part in quality_prompts.story(_side.tokenizer) for token in part]
+    return _side.calibrate(opening[:CALIBRATION], drops)
 
 
 def prepare(calibrated):
