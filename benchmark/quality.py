@@ -17,6 +17,9 @@ import quality_compare as compare
 import quality_sides as sides
 from pairs import PAIRS
 
+# What tells one result from another.
+IDENTITY = ("side", "length", "depth", "press", "drop")
+
 
 def numbers(kind):
     return lambda text: [kind(x) for x in text.split(",")]
@@ -51,8 +54,8 @@ def options_of(arguments):
     add(
         "--json",
         metavar="FILE",
-        help="write all results there, after every prompt; what it has of a run with the same "
-        "options is not measured again",
+        help="write all results there, after every prompt; what it has of the same prompts is not "
+        "measured again",
     )
     add("--read", metavar="FILE", help="measure nothing; print the tables of such a file")
     options = parser.parse_args(arguments)
@@ -72,6 +75,8 @@ def measure(options, report, save):
             )
             for side in ("kvpc", "kvpress")[: 1 + options.peer]
         }
+        for pool in pools.values():
+            pool.submit(sides.prepare, None)  # so that all load at once
         ours = pools["kvpc"]
         prompts = ours.submit(
             sides.prompts, options.lengths, options.depths, options.after
@@ -81,20 +86,32 @@ def measure(options, report, save):
         for pool in pools.values():
             pool.submit(sides.prepare, calibrated).result()
         start = time.monotonic()
-        have = {(one["length"], one["depth"]) for one in report["results"]}
+        have = {tuple(one[key] for key in IDENTITY) for one in report["results"]}
         for number, prompt in enumerate(prompts, 1):
-            if (prompt.length, prompt.depth) in have:
+            at = prompt.length, prompt.depth
+            wanted = {
+                side: [
+                    (press, drop)
+                    for press in options.rows
+                    for drop in options.drops
+                    if (side, *at, press, drop) not in have
+                ]
+                for side in pools
+            }
+            if not any(wanted.values()):
                 continue
             path = Path(folder) / "captured.safetensors"
             ours.submit(sides.captured, prompt.context, path).result()
             waiting = {
-                side: pool.submit(sides.results, path, prompt, options.rows, options.drops)
+                side: pool.submit(sides.results, path, prompt, wanted[side])
                 for side, pool in pools.items()
             }
             for side, future in waiting.items():
                 for one in future.result():
-                    at = {"side": side, "length": prompt.length, "depth": prompt.depth}
-                    report["results"].append({**at, **one})
+                    if (side, *at, one["press"], one["drop"]) not in have:
+                        report["results"].append(
+                            {"side": side, "length": prompt.length, "depth": prompt.depth, **one}
+                        )
             path.unlink()
             save()
             minutes = (time.monotonic() - start) / 60
@@ -102,13 +119,13 @@ def measure(options, report, save):
 
 
 def begun(path, chosen):
-    """The results of a run that was broken off."""
+    """The results of a run that was broken off, or had other presses or drops."""
     if not path or not Path(path).exists():
         return []
     report = json.loads(Path(path).read_text())
     if report["options"] != chosen:
-        raise SystemExit(f"`{path}` is of a run with other options: {report['options']}")
-    return report["results"]
+        raise SystemExit(f"`{path}` is of a run with other prompts: {report['options']}")
+    return [one for one in report["results"] if "failed" not in one]
 
 
 def main(arguments=None):
@@ -117,8 +134,7 @@ def main(arguments=None):
         report = json.loads(Path(options.read).read_text())
     else:
         options.rows = options.rows or list(PAIRS)
-        keys = ("rows", "lengths", "depths", "drops", "after")
-        chosen = {key: getattr(options, key) for key in keys}
+        chosen = {key: getattr(options, key) for key in ("lengths", "depths", "after")}
         report = {
             "machine": machine.describe(),
             "versions": {name: version(name) for name in ("torch", "transformers", "kvpress")},
@@ -133,8 +149,7 @@ def main(arguments=None):
 
         measure(options, report, save)
     for part in ("machine", "versions", "options"):
-        said = {k: v for k, v in report[part].items() if k != "rows"}
-        print("; ".join(f"{k}: {v}" for k, v in said.items()))
+        print("; ".join(f"{k}: {v}" for k, v in report[part].items()))
     print(f"\n{compare.results_table(report['results'])}")
     if any(one["side"] == "kvpress" for one in report["results"]):
         print(f"\n{compare.statements_table(report['statements'])}")

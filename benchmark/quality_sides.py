@@ -106,8 +106,10 @@ class Side:
         return self.model(ids, **more).logits[0]
 
     @torch.no_grad()
-    def results(self, path, prompt, names, drops):
-        """What every press leaves of the model's answers: a list of dicts.
+    def results(self, path, prompt, wanted):
+        """What each press leaves of the model's answers: a list of dicts, without a press first.
+
+        wanted  (name, drop) of presses
 
         logp   of the needle's number, nats a token; exact: whether greedy decoding says it
         nll    of the story's next tokens, nats a token
@@ -123,24 +125,23 @@ class Side:
             plain.update(one["keys"], one["values"], i)
         tokens, found = len(prompt.context), []
         reference = self.score(plain, prompt, tokens, None)
-        wanted = reference.pop("after")
+        expected = reference.pop("after")
         found.append({"press": "none", "drop": 0.0, **reference})
-        for name in names:
-            for drop in drops:
-                one = {"press": name, "drop": drop}
-                try:
-                    cache = self.compressed(layers, PAIRS[name], self.given(drop, tokens))
-                    scored = self.score(cache, prompt, tokens, wanted)
-                    scored.pop("after")
-                    found.append({**one, **scored})
-                except Exception as error:
-                    found.append({**one, "failed": f"{type(error).__name__}: {error}"})
+        for name, drop in wanted:
+            one = {"press": name, "drop": drop}
+            try:
+                cache = self.compressed(layers, PAIRS[name], self.given(drop, tokens))
+                scored = self.score(cache, prompt, tokens, expected)
+                scored.pop("after")
+                found.append({**one, **scored})
+            except Exception as error:
+                found.append({**one, "failed": f"{type(error).__name__}: {error}"})
         return found
 
-    def score(self, cache, prompt, tokens, wanted):
+    def score(self, cache, prompt, tokens, expected):
         """What `results` says of one cache, and the log-probabilities `after` the prompt.
 
-        wanted: those of the uncompressed model
+        expected: those of the uncompressed model
         """
         held = footprint.cache_bytes(cache, self.modules)
         asked = prompt.question + prompt.answer[:-1]
@@ -150,8 +151,8 @@ class Side:
         following = torch.tensor(prompt.after[1:])[:, None]
         after = self.branch(prompt.after[:-1], len(following), cache, tokens).log_softmax(-1)
         kl = 0.0
-        if wanted is not None:
-            kl = (wanted.exp() * (wanted - after)).sum(-1).mean().item()
+        if expected is not None:
+            kl = (expected.exp() * (expected - after)).sum(-1).mean().item()
         return {
             "logp": told,
             "exact": torch.equal(logp.argmax(-1), answer),
@@ -226,10 +227,10 @@ class Kvpress(Side):
             press.forward_hook(module, [], rest, [None, None])
         return cache
 
-    def results(self, path, prompt, names, drops):
+    def results(self, path, prompt, wanted):
         for module in self.modules:
             module.masked_key_indices = None
-        return super().results(path, prompt, names, drops)
+        return super().results(path, prompt, wanted)
 
     def branch(self, ids, last, cache, tokens):
         held = [(layer.keys, layer.values) for layer in cache.layers]
@@ -285,5 +286,5 @@ def captured(context, path):
     _side.captured(context, path)
 
 
-def results(path, prompt, names, drops):
-    return _side.results(path, prompt, names, drops)
+def results(path, prompt, wanted):
+    return _side.results(path, prompt, wanted)

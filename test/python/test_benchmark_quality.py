@@ -119,5 +119,5 @@ def test_one_press_against_kvpress(tmp_path):
         for measure in ("logp", "nll", "kl"):
             assert mine[measure] == pytest.approx(peer[measure], abs=1e-3)
     assert rows[0]["kl"] == 0 and rows[1]["kl"] > 0.01
-    with pytest.raises(SystemExit, match="other options"):
-        quality.begun(path, {"rows": ["snapkv"]})
+    with pytest.raises(SystemExit, match="other prompts"):
+        quality.begun(path, {"lengths": [300]})
