@@ -205,15 +205,13 @@ llvm::Expected<Arrays> call(const opt::InputArgList &options, const runtime::Bou
 
 } // namespace
 
-llvm::Expected<Arrays> driver::runCompiled(const opt::InputArgList &options, Program &program,
-                                           const BoundProgram &bound, const Batch &batch) {
+llvm::Expected<Arrays> driver::runCompiled(const opt::InputArgList &options, BuildOptions build,
+                                           Program &program, const BoundProgram &bound,
+                                           const Batch &batch) {
   std::string path = program.modulePath;
   llvm::SmallString<128> temporary;
   llvm::FileRemover remover;
   if (path.empty()) {
-    BuildOptions build;
-    if (!readBuildOptions(options, build))
-      return llvm::createStringError("");
     // What this call needs, where nothing else is asked for.
     if (!options.hasArg(OPT_dtype_EQ))
       build.dtypes = {llvm::StringRef(batch.find("keys")->dtype).lower()};

@@ -153,7 +153,9 @@ llvm::Expected<Arrays> evaluate(const opt::InputArgList &options, const BoundPro
                                 const Batch &batch) {
   if (options.hasArg(OPT_scores))
     return scoreReference(bound, batch);
-  auto given = readOptional(options.getLastArgValue(OPT_given_scores_EQ));
+  auto given = options.hasArg(OPT_given_scores_EQ)
+                   ? readSafetensors(options.getLastArgValue(OPT_given_scores_EQ))
+                   : Arrays();
   if (!given)
     return given;
   llvm::StringRef statePath = options.getLastArgValue(OPT_state_EQ);
@@ -183,8 +185,11 @@ int driver::runCommand(const opt::InputArgList &options) {
   if (!argument)
     return kUsage;
   HostValues host;
-  if (!readHostValues(options, host))
+  BuildOptions build;
+  if (!readHostValues(options, host) || !readBuildOptions(options, build))
     return kUsage;
+  if (options.hasArg(OPT_given_scores_EQ) && !options.hasArg(OPT_reference))
+    return usageError("`--given-scores` is for the interpreter; give `--reference` too");
   Program program;
   if (int exit = loadProgram(options, *argument, program))
     return exit;
@@ -202,7 +207,7 @@ int driver::runCommand(const opt::InputArgList &options) {
   if (!batch)
     return failure(batch.takeError());
   auto result = options.hasArg(OPT_reference) ? evaluate(options, bound, *batch)
-                                              : runCompiled(options, program, bound, *batch);
+                                              : runCompiled(options, build, program, bound, *batch);
   if (!result)
     return failure(result.takeError());
   llvm::StringRef output = options.getLastArgValue(OPT_output_EQ);
