@@ -141,6 +141,28 @@ def test_numbers_of_numpy(compiler):
     assert compiler()[-1]["arguments"][3] == "-Dsize=8"
 
 
+def test_arguments_of_wrong_kinds(compiler, tmp_path):
+    wrong = {
+        "channels": ["64", 64.0, (64.0,), True],
+        "dtypes": [numpy.float32, 3, (numpy.float32,)],
+        "targets": [5, (5,)],
+        "press": [3, (3,)],
+        "defines": [["a"], 3, {1: 2}, {"window": None}],
+        "include": [3, (3,)],
+        "workspace": ["x", True],
+    }
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(kvpc.ArgumentError, match=name.rstrip("s")):
+                kvpc.compile("snapkv", **{name: value})
+    assert not compiler()
+    with pytest.raises(kvpc.ArgumentError, match="`defines`"):
+        kvpc.press("snapkv", defines=["a"])
+    # One stands for a list of one, and numbers of NumPy are numbers.
+    kvpc.compile("snapkv", channels=numpy.int64(64), include=str(tmp_path), press="last")
+    assert {"--channels=64", f"-I{tmp_path}", "--press=last"} <= set(compiler()[-1]["arguments"])
+
+
 def test_an_error_is_told_once(compiler):
     with pytest.raises(kvpc.CompileError) as caught:
         kvpc.press("score wrong() = keys.norm(chanel)\n", window=3)

@@ -49,6 +49,20 @@ def test_digest_is_pinned():
         kvpc.load(fake.path(), digest="1234")
 
 
+def test_arguments_of_wrong_kinds():
+    for call in (kvpc.load, kvpc.inspect):
+        for wrong in (None, 3, "a\0b"):
+            with pytest.raises(kvpc.ArgumentError, match=r"`path` is .*need the path of a module"):
+                call(wrong)
+        with pytest.raises(kvpc.ModuleError, match="/nope"):
+            call(b"/nope")
+    with pytest.raises(kvpc.ArgumentError, match="`digest` is a int; need the file's SHA-256"):
+        kvpc.load(fake.path(), digest=3)
+    for wrong in (3, ["last"]):
+        with pytest.raises(kvpc.ArgumentError, match=r"has presses `last`.*name the one to use"):
+            fake.module().press(wrong)
+
+
 def test_other_content_at_the_same_path(tmp_path):
     place = tmp_path / "m.kvm"
     shutil.copy(fake.path(), place)

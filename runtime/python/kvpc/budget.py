@@ -21,13 +21,24 @@ def drop(ratio):
 
     ratio: 0 <= ratio < 1.
     """
-    return Budget("drop", float(ratio))
+    try:
+        return Budget("drop", float(ratio))
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise _wrong("drop", ratio, "fraction, e.g. 0.5") from None
 
 
 def keep(count):
     """A budget of `count` entries, 1 or more; of fewer, all are kept."""
-    if isinstance(count, float) and not count.is_integer():
-        from .errors import ArgumentError
+    try:
+        whole = int(count)
+        if not isinstance(count, str) and whole == count:
+            return Budget("keep", whole)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        pass
+    raise _wrong("keep", count, "count, e.g. 1024")
 
-        raise ArgumentError(f"`keep` is {count}; need a count, e.g. 1024", "kvm-parameter")
-    return Budget("keep", int(count))
+
+def _wrong(name, value, need):
+    from .errors import ArgumentError
+
+    return ArgumentError(f"`{name}` is {value!r}; need a {need}", "kvm-parameter")

@@ -6,11 +6,13 @@ that the environment variable KVPC_CACHE names, else $XDG_CACHE_HOME/kvpc or ~/.
 """
 
 import hashlib
+import operator
 import os
 import re
 import stat
 import subprocess
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -47,14 +49,22 @@ def compile(
     press         which one (or ones) of the file to compile; None: all
     optimization  "O2", or "O0" for one pass per operation
     workspace     cap of recomputable buffers, as a fraction of the keys' size
-    include       folders for `import`
+    include       folders (or one) for `import`
 
     What is left out is the compiler's default. Raises CompileError with `diagnostics`,
     CompilerNotFound.
     """
     executable = library.compiler()
+    include = _list("include", include, str | os.PathLike, "the path of a folder")
     options = _options(
-        defines or {}, dtypes, channels, targets, press, optimization, workspace, include
+        {} if defines is None else defines,
+        dtypes,
+        channels,
+        targets,
+        press,
+        optimization,
+        workspace,
+        include,
     )
     name, source, folder = _program(program)
     key = hashlib.sha256()
@@ -74,7 +84,7 @@ def press(program, *, name=None, defines=None, **parameters):
     source text: `kvpc.press("chunkkv", inner="tova()")`. Other options of `compile` are not taken
     here: `kvpc.compile(...).press(...)`.
     """
-    defines = dict(defines or {})
+    defines = dict(_defines({} if defines is None else defines))
     parameters = {key: _number(value) for key, value in parameters.items()}
     # Text can only be a score or a press, which are always static; but a path of a tensor.
     sure = {
@@ -161,25 +171,65 @@ def _source_text(name, value):
     )
 
 
+def _wrong(name, value, need):
+    return ArgumentError(f"`{name}` is {value!r}; need {need}", "kvm-parameter")
+
+
+def _list(name, given, kinds, need):
+    """The one, or the several, that an option takes."""
+    several = (given,) if isinstance(given, kinds) else given
+    try:
+        several = tuple(several)
+    except TypeError:
+        raise _wrong(name, given, f"{need}, or several") from None
+    for one in several:
+        if not isinstance(one, kinds):
+            raise _wrong(name, one, need)
+    return several
+
+
+def _defines(defines):
+    if not isinstance(defines, Mapping):
+        raise _wrong("defines", defines, "values by the names of static parameters")
+    for name in defines:
+        if not isinstance(name, str):
+            raise _wrong("a name in defines", name, "text")
+    return defines
+
+
+def _channels(given):
+    """Whole numbers, NumPy's too."""
+    try:
+        several = given if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+        if not any(isinstance(c, bool) for c in several):
+            return tuple(operator.index(c) for c in several)
+    except TypeError:
+        pass
+    raise _wrong("channels", given, "a head size, or several; 0 stands for any")
+
+
 def _options(defines, dtypes, channels, targets, press, optimization, workspace, include):
     if optimization not in ("O0", "O2"):
         raise ArgumentError(
             f'`optimization` is "{optimization}"; need "O0" or "O2"', "kvm-parameter"
         )
-    options = [f"-D{name}={_source_text(name, value)}" for name, value in sorted(defines.items())]
+    defines = sorted(_defines(defines).items())
+    options = [f"-D{name}={_source_text(name, value)}" for name, value in defines]
     options += [f"-I{Path(folder).absolute()}" for folder in include]
     if dtypes is not None:
-        dtypes = (dtypes,) if isinstance(dtypes, str | torch.dtype) else dtypes
+        dtypes = _list("dtypes", dtypes, str | torch.dtype, 'a torch dtype, "f32" or "bf16"')
         options.append("--dtype=" + ",".join(_DTYPES.get(d, str(d)) for d in dtypes))
     if channels is not None:
-        channels = (channels,) if isinstance(channels, int) else channels
-        options.append("--channels=" + ",".join(str(c) for c in channels))
+        options.append("--channels=" + ",".join(map(str, _channels(channels))))
     if targets is not None:
-        targets = (targets,) if isinstance(targets, str) else targets
+        targets = _list("targets", targets, str, "the name of an instruction set")
         options.append("--target=" + ",".join(targets))
-    for one in (press,) if isinstance(press, str) else press or ():
+    for one in () if press is None else _list("press", press, str, "the name of a press"):
         options.append(f"--press={one}")
     if workspace is not None:
+        workspace = _number(workspace)
+        if isinstance(workspace, bool) or not isinstance(workspace, int | float):
+            raise _wrong("workspace", workspace, "a fraction of the keys' bytes")
         options.append(f"--workspace={workspace}")
     return [*options, f"-{optimization}"]
 

@@ -145,7 +145,7 @@ class Module:
         `drop`) set the only budget; of several each is given by its name,
         `budget=kvpc.drop(0.5)`. A parameter over layers takes one value, or one a layer. A tensor
         takes a torch tensor with all its axes, `layer` too, or the path of a safetensors file
-        that has one of its name.
+        that has one of its name. None is as good as left out.
 
         Raises ArgumentError for what is unknown, missing, of another type, out of range or NaN,
         StaticParameter for what was fixed when the module was compiled.
@@ -154,15 +154,31 @@ class Module:
 
         if name is None and len(self.presses) == 1:
             [name] = self.presses
-        if name is None:
+        if not isinstance(name, str):
             listed = ", ".join(f"`{n}`" for n in self.presses)
+            have = "" if name is None else f", and `name` is a {type(name).__name__}"
             raise ArgumentError(
-                f"the module has presses {listed}; name the one to use", "kvm-press"
+                f"the module has presses {listed}{have}; name the one to use", "kvm-press"
             )
         return Press(self, name, parameters)
 
     def __repr__(self):
         return f"<kvpc.Module {self.path} ({', '.join(self.presses)}; {self.target})>"
+
+
+def _path(path):
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise ArgumentError(
+            f"`path` is a {type(path).__name__}; need the path of a module (.kvm)", "kvm-parameter"
+        ) from None
+    if "\0" in text:
+        raise ArgumentError(
+            f"`path` is {text!r}, which holds a NUL; need the path of a module (.kvm)",
+            "kvm-parameter",
+        )
+    return text
 
 
 def load(path, digest=None):
@@ -177,12 +193,12 @@ def load(path, digest=None):
     The environment variable KVPC_TARGET (`x86-64-v3`, `x86-64-v4`, `x86-64-v4+avx512bf16`) makes it
     use the code of a lower level than the machine's.
     """
-    try:
-        path = os.fspath(path)
-    except TypeError:
+    path = _path(path)
+    if not isinstance(digest, str | None):
         raise ArgumentError(
-            f"`path` is a {type(path).__name__}; need the path of a module (.kvm)", "kvm-parameter"
-        ) from None
+            f"`digest` is a {type(digest).__name__}; need the file's SHA-256 in hexadecimal",
+            "kvm-parameter",
+        )
     try:
         return Module(path, library.ops().load(path, digest or ""))
     except RuntimeError as error:
@@ -191,7 +207,8 @@ def load(path, digest=None):
 
 def inspect(path):
     """What a module file says of itself, as a dict. Loads no code."""
+    path = _path(path)
     try:
-        return json.loads(library.ops().inspect(os.fspath(path)))
+        return json.loads(library.ops().inspect(path))
     except RuntimeError as error:
         raise of_runtime(error) from None
