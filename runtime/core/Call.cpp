@@ -221,8 +221,10 @@ Failure BoundPress::plan(Call &call) const {
   raw.layers = call.layers;
   raw.threads = std::max<int64_t>(call.threads, 1);
   raw.scale = call.scale ? *call.scale : 1 / std::sqrt(double(raw.channels));
-  if (std::isnan(raw.scale))
-    return Error{ErrorCode::Parameter, "`scale` is NaN; need a number"};
+  if (!std::isfinite(raw.scale))
+    return Error{ErrorCode::Parameter, std::string("`scale` is ") +
+                                           (std::isnan(raw.scale) ? "NaN" : "infinite") +
+                                           "; need a finite number"};
   if (auto error = bindRows(call))
     return error;
   if (auto error = bindQueries(call))
@@ -334,6 +336,14 @@ Failure BoundPress::run(Call &call) const {
   if (int32_t status = call.runEntry(&raw))
     return Error{codeOf(status),
                  call.message[0] ? std::string(call.message) : "`" + press->name + "` failed"};
+  if (call.scores) // of a row without entries there is nothing to score, whatever the axes
+    for (int64_t row = 0; row < raw.batch; ++row) {
+      int64_t count = raw.out_scores.stride[0];
+      if (call.length[size_t(row)])
+        continue;
+      std::fill_n(call.outScores + row * count, count, std::nanf(""));
+      std::fill_n(call.outProtected + row * count, count, uint8_t(0));
+    }
   if (raw.state_bytes && !follows(call.layer) && !call.scores)
     *header = {stateMagic, pressId(*owner, *press), call.layer, raw.batch, raw.heads,
                raw.tokens, raw.state_bytes,         0};
