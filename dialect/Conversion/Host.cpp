@@ -28,6 +28,13 @@ Value Kernel::perRow(const Row &row, int64_t offset) {
   return e.loadScalar(e.i64(), e.at(fieldPtr(row, offset), e.mul(row.batch, 8)));
 }
 
+int64_t Kernel::weightIndex(BlockArgument arg) {
+  int64_t index = 0;
+  for (BlockArgument other : arg.getOwner()->getArguments().take_front(arg.getArgNumber()))
+    index += isa<kvp::NamedTensorType>(other.getType());
+  return index;
+}
+
 Value Kernel::cacheOfState(int64_t state) {
   for (auto &[cache, info] : states)
     if (cast<kvp::CacheType>(cache.getType()).getState() == state)
@@ -241,6 +248,11 @@ Value Kernel::extent(const Row &row, Value tensor, StringRef name) {
     return field(row, offsetof(kvpc_call, groups));
   if (base == "query" && attr.isStatic())
     return e.min(e.constant(attr.getExtent()), perRow(row, offsetof(kvpc_call, length)));
+  if (auto weight = dyn_cast<BlockArgument>(origin)) {
+    ArrayRef<kvp::AxisAttr> axes = cast<kvp::NamedTensorType>(weight.getType()).getAxes();
+    int64_t place = weightIndex(weight) * 5 + (llvm::find(axes, attr) - axes.begin());
+    return e.loadScalar(e.i64(), e.at(fieldPtr(row, offsetof(kvpc_call, weight_sizes)), place * 8));
+  }
   error(origin.getDefiningOp() ? origin.getDefiningOp() : pipeline.getOperation(),
         "axis `" + name + "` has no extent that kernels know");
   return e.constant(1);

@@ -122,6 +122,8 @@ private:
   mlir::Value map(const Row &row, kvp::MapOp op, const Indices &at);
   mlir::Value input(const Row &row, kvp::InputOp op, const Indices &at);
   mlir::Value weights(const Row &row, mlir::BlockArgument arg, const Indices &at);
+  /// Its place among the weights of the call.
+  static int64_t weightIndex(mlir::BlockArgument arg);
   mlir::Value load(const Row &row, mlir::Value buffer, const Indices &at);
   mlir::Value loadFrom(Storage storage, mlir::Value base,
                        llvm::ArrayRef<std::pair<Index, mlir::Value>> terms, mlir::Value mask);

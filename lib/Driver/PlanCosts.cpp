@@ -15,6 +15,10 @@ PlanCosts::PlanCosts(kvplan::PipelineOp pipeline, kvp::PressOp givenPress,
                      const CostShape &givenShape)
     : shape(givenShape), press(givenPress) {
   states[0] = {shape.tokens, shape.channels};
+  for (mlir::Type type : pipeline.getBody().front().getArgumentTypes())
+    if (auto weight = mlir::dyn_cast<kvp::NamedTensorType>(type))
+      for (kvp::AxisAttr axis : weight.getAxes())
+        weightAxes.insert(axis.getName().rtrim('\''));
   pipeline.walk([&](kvp::PartitionOp op) {
     kvp::AxisAttr axis = op.getInput().getType().getAxis(op.getAxis());
     partSizes.try_emplace(axis.getState(), op.getSize());
@@ -62,7 +66,9 @@ int64_t PlanCosts::extent(kvp::AxisAttr axis) const {
     int64_t tokens = part == partSizes.end() ? 1 : part->second;
     return (size.tokens + tokens - 1) / tokens;
   }
-  return size.tokens; // token, and query of all of a pass
+  if (weightAxes.contains(name))
+    return shape.channels; // the call says; of that order, like as not
+  return size.tokens;      // token, and query of all of a pass
 }
 
 int64_t PlanCosts::bytes(kvplan::BufferOp buffer, kvplan::Space space) const {

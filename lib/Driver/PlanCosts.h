@@ -4,6 +4,7 @@
 
 #include "dialect/IR/Kvplan.h"
 #include "llvm/ADT/DenseMap.h"
+#include "llvm/ADT/StringSet.h"
 
 #include <map>
 #include <optional>
@@ -61,6 +62,7 @@ private:
   std::map<int64_t, StateSize> states;
   /// Tokens of a part, by state of the axis.
   std::map<int64_t, int64_t> partSizes;
+  llvm::StringSet<> weightAxes;
   llvm::DenseMap<mlir::Value, Amount> known;
 };
 

@@ -2,6 +2,7 @@
 #include "lib/Driver/ReferenceRun.h"
 
 #include "llvm/ADT/STLExtras.h"
+#include "llvm/ADT/StringMap.h"
 
 #include <cmath>
 #include <limits>
@@ -37,7 +38,9 @@ static Argument argumentOf(const runtime::Value &value) {
   }
 }
 
-static llvm::Expected<Tensor> weightOf(const runtime::Weight &weight, const Batch &batch) {
+/// `extents`: of the axes that are known, to which the weight adds its own.
+static llvm::Expected<Tensor> weightOf(const runtime::Weight &weight, const Batch &batch,
+                                       llvm::StringMap<int64_t> &extents) {
   const Array *array = batch.find("weight." + weight.name);
   if (!array)
     return llvm::createStringError("the press needs the weight `" + weight.name +
@@ -46,8 +49,13 @@ static llvm::Expected<Tensor> weightOf(const runtime::Weight &weight, const Batc
     return llvm::createStringError("`weight." + weight.name + "` is " + array->str() +
                                    "; need the axes [" + llvm::join(weight.axes, ", ") + "]");
   Axes axes;
-  for (auto [name, extent] : llvm::zip_equal(weight.axes, array->shape))
+  for (auto [name, extent] : llvm::zip_equal(weight.axes, array->shape)) {
+    int64_t known = extents.try_emplace(llvm::StringRef(name).rtrim('\''), extent).first->second;
+    if (known != extent)
+      return llvm::createStringError("`weight." + weight.name + "` is " + array->str() + "; need " +
+                                     llvm::Twine(known) + " along `" + name + "`");
     axes.push_back({name, extent});
+  }
   std::vector<float> values(array->size());
   for (size_t i = 0; i < values.size(); ++i)
     values[i] = array->get<float>(i);
@@ -59,8 +67,9 @@ static llvm::Expected<std::vector<Argument>> argumentsOf(const BoundProgram &pro
   std::vector<Argument> out;
   for (const runtime::Value &value : program.arguments)
     out.push_back(argumentOf(value));
+  llvm::StringMap<int64_t> extents{{"head", batch.heads}, {"channel", batch.channels}};
   for (const runtime::Weight &weight : program.header->weights) {
-    auto tensor = weightOf(weight, batch);
+    auto tensor = weightOf(weight, batch, extents);
     if (!tensor)
       return tensor.takeError();
     out.push_back(std::move(*tensor));

@@ -2,6 +2,8 @@
 #include "kvpc/Module.h"
 
 #include <algorithm>
+#include <cmath>
+#include <map>
 
 using namespace kvpc;
 
@@ -140,6 +142,33 @@ Failure checkPositions(const Call &call) {
   return {};
 }
 
+/// Real entries are in the order in which they were cached, each once.
+Failure checkOrder(const Call &call) {
+  const TensorRef &positions = call.originalPositions;
+  const auto *data = static_cast<const int64_t *>(positions.data);
+  int64_t tokens = call.keys.size[2], heads = positions.rank == 3 ? positions.size[1] : 1;
+  int64_t step = positions.stride[positions.rank - 1];
+  for (int64_t row = 0; row < positions.size[0]; ++row) {
+    int64_t length = call.lengths ? call.lengths[row] : tokens;
+    int64_t start = call.padRight ? 0 : tokens - length;
+    int64_t seen = call.seen ? call.seen[row] : length;
+    for (int64_t head = 0; head < heads; ++head) {
+      const int64_t *at = data + row * positions.stride[0] + start * step;
+      if (positions.rank == 3)
+        at += head * positions.stride[1];
+      for (int64_t n = 0, last = -1; n < length; last = at[n++ * step])
+        if (int64_t one = at[n * step]; one <= last || one >= seen)
+          return Error{ErrorCode::Shape,
+                       "`original_positions` has " + std::to_string(one) +
+                           (last >= 0 ? " after " + std::to_string(last) : "") + " in row " +
+                           std::to_string(row) + "; need ascending ones of 0.." +
+                           std::to_string(seen - 1) +
+                           (call.seen ? ", below `seen`" : "; give `seen` if more were cached")};
+    }
+  }
+  return {};
+}
+
 /// Query heads of a KV head, as one input has them; 0: it does not say.
 int64_t groupsOf(const TensorRef &queries, int64_t heads) {
   return queries.given() ? queries.size[1] / heads : 0;
@@ -195,11 +224,16 @@ Failure BoundPress::checkInputs(const Call &call) const {
   if (call.originalPositions.given())
     if (auto error = checkPositions(call))
       return error;
-  if (int64_t(call.ropeFrequencies.size()) * 2 > call.keys.size[3] && inputs.rope)
+  if (int64_t(call.ropeFrequencies.size()) * 2 > call.keys.size[3])
     return Error{ErrorCode::Shape, "`rope` has " + std::to_string(call.ropeFrequencies.size()) +
                                        " inverse frequencies; keys of " +
                                        std::to_string(call.keys.size[3]) +
                                        " channels take at most half as many"};
+  if (!std::isfinite(call.ropeScaling) ||
+      !std::all_of(call.ropeFrequencies.begin(), call.ropeFrequencies.end(),
+                   [](double x) { return std::isfinite(x); }))
+    return Error{ErrorCode::Parameter, "`rope` has a NaN or an infinity among its inverse "
+                                       "frequencies and its scaling; need finite numbers"};
   for (int64_t row = 0; row < call.keys.size[0]; ++row) {
     int64_t length = call.lengths ? call.lengths[row] : call.keys.size[2];
     if (length < 0 || length > call.keys.size[2])
@@ -211,6 +245,9 @@ Failure BoundPress::checkInputs(const Call &call) const {
                                          std::to_string(row) + "; need at least its length, " +
                                          std::to_string(length)};
   }
+  if (call.originalPositions.given())
+    if (auto error = checkOrder(call))
+      return error;
   for (const QueryInput &input : queryInputs)
     if (input.tensor.given())
       if (auto error = checkEnough(input, call, *press))
@@ -296,6 +333,8 @@ Failure BoundPress::bindQueries(Call &call) const {
 Failure BoundPress::bindWeights(Call &call) const {
   kvpc_call &raw = call.raw;
   call.rawWeights.assign(press->weights.size(), {});
+  call.weightSizes.assign(press->weights.size() * TensorRef::maxRank, 0);
+  std::map<std::string, int64_t> own; // axes that weights alone have
   if (call.weights.size() > press->weights.size())
     return Error{ErrorCode::ExtraInput, "the call has " + std::to_string(call.weights.size()) +
                                             " weights; `" + press->name + "` has " +
@@ -310,7 +349,8 @@ Failure BoundPress::bindWeights(Call &call) const {
     std::string need;
     bool fits = tensor.rank == int(weight.axes.size());
     for (size_t axis = 0; axis < weight.axes.size(); ++axis) {
-      const std::string &name = weight.axes[axis];
+      // `channel'` is as long as `channel`.
+      std::string name = weight.axes[axis].substr(0, weight.axes[axis].find('\''));
       if (name == "group" && !raw.groups && fits)
         raw.groups = tensor.size[axis];
       int64_t extent = name == "head"      ? raw.heads
@@ -318,7 +358,10 @@ Failure BoundPress::bindWeights(Call &call) const {
                        : name == "channel" ? raw.channels
                        : name == "feature" ? raw.features
                                            : 0;
-      need += (need.empty() ? "[" : ", ") + name + (extent ? " " + std::to_string(extent) : "");
+      if (!extent && fits)
+        extent = own.insert({name, tensor.size[axis]}).first->second;
+      need += (need.empty() ? "[" : ", ") + weight.axes[axis] +
+              (extent ? " " + std::to_string(extent) : "");
       fits = fits && (extent ? tensor.size[axis] == extent : tensor.size[axis] >= 1);
     }
     if (!fits)
@@ -333,11 +376,14 @@ Failure BoundPress::bindWeights(Call &call) const {
       if (tensor.size[axis] != 1 && tensor.stride[axis] != dense)
         return Error{ErrorCode::Stride,
                      "`" + weight.name + "` is not contiguous; make a copy of it"};
+    std::copy(tensor.size, tensor.size + tensor.rank,
+              call.weightSizes.begin() + ptrdiff_t(n * TensorRef::maxRank));
     call.rawWeights[n].data = tensor.data;
     dense = 1;
     for (int axis = tensor.rank - 1; axis >= 0; dense *= tensor.size[axis--])
       call.rawWeights[n].stride[axis] = dense;
   }
   raw.weights = call.rawWeights.data();
+  raw.weight_sizes = call.weightSizes.data();
   return {};
 }

@@ -114,6 +114,59 @@ def test_what_differs_by_layer(tmp_path):
         assert press.compress(keys, values, **call).keys.shape[2] == [81, 45, 22][layer]
 
 
+OWN_AXES = """
+score small(w: float[channel, mid], b: float[mid], u: float[layer, mid, head]) =
+  (relu((keys * w).sum(channel) + b) * u).sum(mid) + 0.01 * extent(mid)
+score turned(basis: float[head, channel, channel']) =
+  (keys * basis).sum(channel).norm(channel')
+"""
+
+
+@pytest.mark.parametrize("optimization", ["O2", "O0"])
+@pytest.mark.parametrize("hidden", [1, 5, 40])
+def test_axes_that_weights_alone_have(tmp_path, hidden, optimization):
+    from safetensors.torch import save_file
+
+    keys, values, _ = tensors(channels=8, heads=3)
+    module = kvpc.compile(OWN_AXES, optimization=optimization, **QUICK)
+    w, b, u = torch.randn(8, hidden), torch.randn(hidden), torch.randn(2, hidden, 3)
+    save_file({"w": w}, tmp_path / "w.safetensors")
+    press = module.press("small", w=tmp_path / "w.safetensors", b=b, u=u, drop=0.6)
+    call = {"layer": 1, "layers": 2, "lengths": [90, 17]}
+    scores, _ = press.scores(keys, values, **call)
+    wanted = torch.einsum("bhtm,mh->bht", (keys @ w + b).relu(), u[1]) + 0.01 * hidden
+    torch.testing.assert_close(scores[0], wanted[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scores[1, :, -17:], wanted[1, :, -17:], rtol=1e-4, atol=1e-4)
+    same(
+        press.compress(keys, values, **call),
+        press.compress(keys, values, backend="reference", **call),
+    )
+    # The same axis is as long in every weight.
+    longer = module.press("small", w=w, b=torch.randn(hidden + 1), u=u)
+    for backend in ("compiled", "reference"):
+        with pytest.raises(kvpc.InputError, match=rf"`b` has shape .* need \[mid {hidden}\]"):
+            longer.compress(keys, values, backend=backend, **call)
+    basis = torch.randn(3, 8, 8)
+    scores, _ = module.press("turned", basis=basis).scores(keys, values)
+    wanted = (keys @ basis).norm(dim=-1)
+    torch.testing.assert_close(scores, wanted, rtol=1e-4, atol=1e-4)
+    with pytest.raises(kvpc.InputError, match=r"need \[head 3, channel 8, channel' 8\]"):
+        module.press("turned", basis=torch.randn(3, 8, 9)).scores(keys, values)
+
+
+def test_scores_of_rows_without_tokens():
+    keys, values, _ = tensors(tokens=6)
+    for source in (
+        "score m() = keys.std(token)",
+        "score m() = keys.max(token)",
+        "score m() = knorm()",
+    ):
+        press = kvpc.compile(source, **QUICK).press()
+        for backend in ("compiled", "reference"):
+            scores, marks = press.scores(keys, values, lengths=[6, 0], backend=backend)
+            assert scores[1].isnan().all() and not scores[0].isnan().any() and not marks.any()
+
+
 def test_layers_that_share_a_choice():
     press = kvpc.compile("chunkkv_reuse", **QUICK).press(drop=0.5)
     assert press.reuse == 2 and press.inputs_at(0) == {"queries": 64} and press.inputs_at(1) == {}

@@ -2,6 +2,8 @@
 #include "Host.h"
 
 #include <cmath>
+#include <limits>
+#include <numeric>
 
 using namespace kvpc;
 using namespace kvpc::test;
@@ -193,6 +195,23 @@ TEST_F(Refusals, Rows) {
   EXPECT_NE(plan("last").find("`seen` has 3 in row 1; need at least its length, 4"),
             std::string::npos);
   call.seen = nullptr;
+  // Of real entries positions ascend below `seen`; those of padding say nothing.
+  Int64s positions;
+  positions.resize({2, 6});
+  positions.data = {0, 1, 2, 3, 4, 5, 9, 9, 0, 1, 2, 3};
+  call.originalPositions = positions.ref;
+  EXPECT_EQ(plan("last"), "ok");
+  positions.data[9] = 0;
+  EXPECT_EQ(plan("last"), "`original_positions` has 0 after 0 in row 1; need ascending ones of "
+                          "0..3; give `seen` if more were cached [kvm-shape]");
+  positions.data[9] = 1;
+  positions.data[5] = 6;
+  EXPECT_NE(plan("last").find("`original_positions` has 6 after 4 in row 0"), std::string::npos);
+  const int64_t more[] = {7, 4};
+  call.seen = more;
+  EXPECT_EQ(plan("last"), "ok");
+  call.seen = nullptr;
+  call.originalPositions = TensorRef();
   call.layer = 1;
   EXPECT_NE(plan("last").find("need 0 <= `layer` < `layers`"), std::string::npos);
 }
@@ -204,6 +223,8 @@ TEST_F(Refusals, OfThePressItself) {
   call.queries = TensorRef();
   call.scale = std::nan("");
   EXPECT_NE(plan("last").find("`scale` is NaN"), std::string::npos);
+  call.scale = std::numeric_limits<double>::infinity();
+  EXPECT_NE(plan("last").find("`scale` is infinite"), std::string::npos);
 }
 
 TEST_F(Refusals, Weights) {
@@ -332,7 +353,7 @@ TEST(Call, EverythingArrives) {
   EXPECT_EQ(out.scores[9], expected);
   Int64s positions;
   positions.resize({1, 5});
-  positions.data[4] = 14;
+  std::iota(positions.data.begin(), positions.data.end(), 10);
   call.originalPositions = positions.ref;
   ASSERT_EQ(textOf(out.call(bound("everything"), call)), "ok");
   EXPECT_EQ(out.scores[9], expected + 10);

@@ -94,6 +94,7 @@ private:
   std::vector<int64_t> start, length, seenTokens;
   std::vector<kvpc_scalar> scalars;
   std::vector<kvpc_tensor> rawWeights;
+  std::vector<int64_t> weightSizes;
   kvpc_entry runEntry = nullptr;
   char message[512] = {};
 };

@@ -100,6 +100,8 @@ typedef struct kvpc_call {
 
   char *error; /* null, or error_size bytes for a message */
   int64_t error_size;
+
+  const int64_t *weight_sizes; /* five extents for each of `weights`, set before plan */
 } kvpc_call;
 
 typedef int32_t (*kvpc_entry)(kvpc_call *call);
