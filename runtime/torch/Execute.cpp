@@ -226,20 +226,65 @@ void trim(const BoundPress &press, Indices &indices, at::Tensor *keys, at::Tenso
     indices.lengths = indices.lengths.select(1, 0).contiguous();
 }
 
-/// In place, entries must be where nobody else's are.
-void checkWritable(const at::Tensor &keys, const at::Tensor &values) {
-  for (auto [name, tensor] : {std::pair("keys", &keys), std::pair("values", &values)}) {
-    if (at::has_internal_overlap(*tensor) == at::MemOverlap::Yes)
-      raise({ErrorCode::Stride, std::string("several entries of `") + name +
-                                    "` share memory; in place they cannot; make a copy"});
-    if (tensor->requires_grad() && c10::GradMode::is_enabled())
-      raise({ErrorCode::Unsupported,
-             std::string("`") + name + "` requires a gradient; in place it has none: detach it"});
+/// A stride, and how often it may be taken.
+struct Steps {
+  int64_t stride, low, high;
+};
+
+/// Whether some number of each step adds up to `distance`, not all of them zero unless `stay`.
+/// Strides that nest, as those of views do, leave two or three candidates for each; where there are
+/// too many to try, the answer is yes.
+bool reaches(at::ArrayRef<Steps> steps, int64_t distance, bool stay, int &tries) {
+  if (--tries < 0)
+    return true;
+  if (steps.empty())
+    return distance == 0 && stay;
+  int64_t low = 0, high = 0; // of all smaller strides
+  for (const Steps &s : steps.slice(1)) {
+    low += s.stride * s.low;
+    high += s.stride * s.high;
   }
-  auto status = at::get_overlap_status(keys, values);
-  if (status == at::MemOverlapStatus::Full || status == at::MemOverlapStatus::Partial)
-    raise({ErrorCode::Stride, "`keys` and `values` share memory; in place they cannot; make a "
-                              "copy of one"});
+  const auto &[stride, least, most] = steps.front();
+  auto floorDiv = [](int64_t a, int64_t b) { return a / b - (a % b != 0 && a < 0); };
+  int64_t first = std::max(least, -floorDiv(high - distance, stride));
+  int64_t last = std::min(most, floorDiv(distance - low, stride));
+  for (int64_t n = first; n <= last; ++n)
+    if (reaches(steps.slice(1), distance - n * stride, stay || n != 0, tries))
+      return true;
+  return false;
+}
+
+/// Adds the bytes of each axis, `forward` or backward, or both; equal strides are one.
+void addSteps(std::vector<Steps> &out, const at::Tensor &tensor, bool forward, bool backward) {
+  auto add = [&](int64_t stride, int64_t size) {
+    if (size < 2)
+      return;
+    auto it = std::find_if(out.begin(), out.end(), [&](const Steps &s) {
+      return s.stride == stride && !(forward && backward);
+    });
+    if (it == out.end())
+      it = out.insert(it, {stride, 0, 0});
+    it->low -= backward ? size - 1 : 0;
+    it->high += forward ? size - 1 : 0;
+  };
+  for (int64_t axis = 0; axis < tensor.dim(); ++axis)
+    add(tensor.stride(axis) * tensor.element_size(), tensor.size(axis));
+  if (forward != backward) // not of one entry with itself
+    add(1, tensor.element_size());
+}
+
+bool shareMemory(std::vector<Steps> steps, int64_t distance, bool stay) {
+  if (std::any_of(steps.begin(), steps.end(), [](const Steps &s) { return s.stride == 0; })) {
+    if (!stay)
+      return true;
+    steps.erase(
+        std::remove_if(steps.begin(), steps.end(), [](const Steps &s) { return s.stride == 0; }),
+        steps.end());
+  }
+  std::sort(steps.begin(), steps.end(),
+            [](const Steps &a, const Steps &b) { return a.stride > b.stride; });
+  int tries = 1 << 16;
+  return reaches(steps, distance, stay, tries);
 }
 
 } // namespace
@@ -318,7 +363,8 @@ Output kvpc::torch::compress(const BoundPress &press, const Request &request) {
   Prepared prepared(press, request, false);
   Call &call = prepared.call;
   const int64_t *shape = call.keys.size;
-  // What stays whole stays where it is. Rows with padding move to the front, in memory of their own.
+  // What stays whole stays where it is. Rows with padding move to the front, in memory of their
+  // own.
   bool whole = !press.header().dropsTokens && !call.lengths;
   auto outputOf = [&](const at::Tensor &given, int64_t channels, bool untouched) {
     return untouched ? given.detach()
@@ -337,6 +383,30 @@ Output kvpc::torch::compress(const BoundPress &press, const Request &request) {
   out.channels = indices.channels;
   out.lengths = indices.lengths;
   return out;
+}
+
+/// In place, entries must be where nobody else's are.
+void kvpc::torch::checkWritable(const at::Tensor &keys, const at::Tensor &values) {
+  for (auto [name, tensor] : {std::pair("keys", &keys), std::pair("values", &values)}) {
+    if (tensor->layout() != at::kStrided || !tensor->is_cpu() || tensor->numel() == 0)
+      return; // refused for that, by what reads it
+    std::vector<Steps> steps;
+    addSteps(steps, *tensor, /*forward=*/true, /*backward=*/true);
+    if (shareMemory(std::move(steps), 0, /*stay=*/false))
+      raise({ErrorCode::Stride, std::string("several entries of `") + name +
+                                    "` share memory; in place they cannot; make a copy"});
+    if (tensor->requires_grad() && c10::GradMode::is_enabled())
+      raise({ErrorCode::Unsupported,
+             std::string("`") + name + "` requires a gradient; in place it has none: detach it"});
+  }
+  std::vector<Steps> steps;
+  addSteps(steps, keys, /*forward=*/true, /*backward=*/false);
+  addSteps(steps, values, /*forward=*/false, /*backward=*/true);
+  int64_t distance = static_cast<const char *>(values.const_data_ptr()) -
+                     static_cast<const char *>(keys.const_data_ptr());
+  if (shareMemory(std::move(steps), distance, /*stay=*/true))
+    raise({ErrorCode::Stride, "`keys` and `values` share memory; in place they cannot; make a "
+                              "copy of one"});
 }
 
 Output kvpc::torch::compressInPlace(const BoundPress &press, const Request &request) {

@@ -27,6 +27,9 @@ Sizes plan(const BoundPress &press, const Request &request, bool scores);
 
 /// Keys or values that the press leaves whole share the request's memory, where it has no lengths.
 Output compress(const BoundPress &press, const Request &request);
+/// Raises where keys and values cannot be written in place: entries that share memory, or that
+/// require a gradient.
+void checkWritable(const at::Tensor &keys, const at::Tensor &values);
 /// Without keys and values: they are the first `tokens.size(2)` entries of the request's.
 Output compressInPlace(const BoundPress &press, const Request &request);
 Scores scores(const BoundPress &press, const Request &request);

@@ -97,6 +97,10 @@ compressInPlaceOp(const at::Tensor &keys, const at::Tensor &values, KVPC_INPUTS,
   return {out.tokens, out.channels, out.lengths};
 }
 
+void checkWritableOp(const at::Tensor &keys, const at::Tensor &values) {
+  checkWritable(keys, values);
+}
+
 std::tuple<at::Tensor, at::Tensor> scoresOp(const at::Tensor &keys, const at::Tensor &values,
                                             KVPC_INPUTS, std::string press) {
   OptionalTensor state;
@@ -140,6 +144,7 @@ void define(::torch::Library &m) {
         " -> (Tensor keys, Tensor values, Tensor tokens, Tensor channels, Tensor lengths)");
   m.def("compress_(Tensor(a!) keys, Tensor(b!) values, " KVPC_SCHEMA_INPUTS
         ", Tensor(c!)? state, str press) -> (Tensor tokens, Tensor channels, Tensor lengths)");
+  m.def("check_writable(Tensor keys, Tensor values) -> ()");
   m.def("scores(Tensor keys, Tensor values, " KVPC_SCHEMA_INPUTS
         ", str press) -> (Tensor scores, Tensor protected)");
   m.def("select(Tensor scores, Tensor? protected, float? drop, int? keep, Tensor? lengths, "
@@ -154,6 +159,7 @@ void implement(::torch::Library &m) {
   m.impl("plan", planOp);
   m.impl("compress", compressOp);
   m.impl("compress_", compressInPlaceOp);
+  m.impl("check_writable", checkWritableOp);
   m.impl("scores", scoresOp);
   m.impl("select", selectOp);
   m.impl("attend", attendOp);

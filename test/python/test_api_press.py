@@ -59,6 +59,14 @@ def test_parameters():
         press("window", seed=True)
     with pytest.raises(kvpc.ArgumentError, match="is a dict"):
         press("window", seed={})
+    # None is as good as left out.
+    assert press("window", gain=None, budget=None).parameters["gain"] == 1.0
+    for wrong in ("a", None, 1.5, float("inf"), [2, 3]):
+        with pytest.raises(kvpc.ArgumentError, match="`keep` is"):
+            kvpc.keep(wrong)
+    for wrong in ("a", None, [0.5]):
+        with pytest.raises(kvpc.ArgumentError, match="`drop` is"):
+            kvpc.drop(wrong)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -168,6 +176,46 @@ def test_in_place_wants_its_own_memory():
     assert out.keys.shape == (2, 2, 4, 4)
     with pytest.raises(kvpc.Unsupported, match="detach it"):
         last(4).compress_(keys.clone().requires_grad_(), values)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_in_place_refuses_entries_that_share_memory(backend):
+    buffer = torch.randn(2, 2, 13, 16)
+    flat = torch.randn(4096)
+    row = torch.randn(2, 2, 12, 8)
+    for keys, values, match in (
+        (buffer[:, :, :12], buffer[:, :, 1:], "share memory"),
+        (buffer[..., :9], buffer[..., 7:], "share memory"),
+        (buffer[..., :8], buffer[:, :, :, 7:15], "share memory"),
+        (buffer[:1], buffer[:1].view(torch.float32), "share memory"),
+        (flat[:2048].view(2, 2, 32, 16), flat[2047:4095].view(2, 2, 32, 16), "share memory"),
+        (flat.as_strided((2, 2, 12, 8), (400, 200, 7, 1)), row, "several entries of `keys`"),
+        (row, row[:, :1].expand(-1, 2, -1, -1), "several entries of `values`"),
+        (row, row.clone().requires_grad_(), "detach it"),
+        (row, row, "share memory"),
+    ):
+        before = keys.clone(), values.clone()
+        with pytest.raises(kvpc.Error, match=match):
+            last(4).compress_(keys, values, backend=backend)
+        assert torch.equal(keys, before[0]) and torch.equal(values, before[1])
+
+
+def test_in_place_takes_views_that_share_none():
+    def views(buffer):
+        yield buffer[..., :8], buffer[..., 8:]
+        yield buffer[:, :, ::2], buffer[:, :, 1::2]
+        yield buffer[:, ::2], buffer[:, 1::2]
+        yield buffer[:, :, :6], buffer[:, :, 6:]
+        packed = buffer.view(2, 12, 4, 16).transpose(1, 2)  # [batch, token, head, channel]
+        yield packed[:, :2], packed[:, 2:]
+        yield buffer[:1], buffer[1:]
+        yield buffer.reshape(-1)[:96].as_strided((1, 2, 3, 8), (0, 48, 16, 1)), buffer[1:, :2, :3]
+
+    for n in range(7):
+        buffer = torch.randn(2, 4, 12, 16)
+        wanted = last(2).compress(*list(views(buffer))[n])
+        out = last(2).compress_(*list(views(buffer))[n])
+        assert torch.equal(out.keys, wanted.keys) and torch.equal(out.values, wanted.values)
 
 
 def test_scores():
@@ -410,13 +458,26 @@ def test_arguments_of_wrong_kinds():
     keys, values = fake.cache(tokens=10)
     one = last(3)
     wrong = {
-        "lengths": ["ab", [1.5, 2.0], [True, False]],
-        "seen": ["x", [20.5, 20.0]],
-        "scale": ["x", float("nan")],
-        "layer": ["a", 0.5, True],
+        "lengths": ["ab", [1.5, 2.0], [True, False], 2**70, [2**70, 1], True],
+        "seen": ["x", [20.5, 20.0], 2**70],
+        "scale": ["x", float("nan"), float("inf"), 2**2000],
+        "layer": ["a", 0.5, True, 2**70],
         "layers": ["a", None],
-        "original_positions": [[1, 2]],
-        "rope": [3, {"frequencies": torch.ones(4)}, {"inverse_frequencies": [1.0]}],
+        "original_positions": [
+            [1, 2],
+            torch.arange(10)[None].expand(2, 10) - 5,
+            torch.arange(10).flip(0)[None].expand(2, 10),
+            torch.zeros(2, 10, dtype=torch.int64),
+            torch.arange(10)[None].expand(2, 10) + 1,
+        ],
+        "rope": [
+            3,
+            {"frequencies": torch.ones(4)},
+            {"inverse_frequencies": [1.0]},
+            {"inverse_frequencies": torch.ones(2), "attention_scaling": "x"},
+            {"inverse_frequencies": torch.ones(2), "attention_scaling": float("nan")},
+            torch.tensor([1.0, float("nan")]),
+        ],
         "state": [3],
         "padding": ["both"],
         "backend": ["gpu"],
@@ -426,6 +487,13 @@ def test_arguments_of_wrong_kinds():
             with pytest.raises(kvpc.Error, match=name.split("_")[0]) as caught:
                 one.compress(keys, values, **{name: value})
             assert caught.value.code and f"[{caught.value.code}]" in str(caught.value)
+    # Padding has positions of no meaning; of real entries they ascend below `seen`.
+    positions = torch.tensor([[7, 7, 0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7, 8, 30]])
+    one.compress(keys, values, lengths=[8, 10], seen=31, original_positions=positions)
+    with pytest.raises(kvpc.InputError, match=r"30 in row 1; need .* 0\.\.29, below `seen`"):
+        one.compress(keys, values, lengths=[8, 10], seen=30, original_positions=positions)
+    with pytest.raises(kvpc.InputError, match=r"`keys` are on meta.* to score"):
+        one.scores(keys.to("meta"), values.to("meta"))
     for backend in ("compiled", "reference"):
         with pytest.raises(kvpc.InputError, match="`values` is on meta, `keys` are on cpu"):
             one.compress(keys, values.to("meta"), backend=backend)

@@ -132,7 +132,7 @@ class Press:
             n: p.value if p.static else p.default for n, p in info.parameters.items()
         }
         for key, value in parameters.items():
-            if key in info.parameters and key not in info.weights:
+            if value is not None and key in info.parameters and key not in info.weights:
                 self.parameters[key] = value
         for key in ("drop", "keep", "compression_ratio"):
             if key in arguments and key not in info.parameters:
@@ -205,7 +205,8 @@ class Press:
                            yields nothing
         padding            "left" or "right" of the real tokens
         original_positions int64 [batch, head, token] or [batch, token], for caches that were
-                           compressed before; None: counted from the first real token
+                           compressed before: of real entries ascending, below `seen`; None:
+                           counted from the first real token
         seen               int or int64 [batch], tokens ever cached; None: `lengths`
         state              State of this forward pass, for presses that reuse a layer's choice
         backend            "compiled", or "reference": the interpreter of `kvpc run --reference`,
@@ -254,17 +255,21 @@ class Press:
         """`compress` in place: what is kept moves to the front of `keys` and `values`.
 
         The Output's keys and values are views of them; what lies behind is left undefined. A view
-        frees no memory. Arguments and errors as of `compress`; besides, `keys` and `values` may not
-        share memory, nor entries of either.
+        frees no memory. Arguments and errors as of `compress`; besides, no two entries of `keys` and
+        `values` may share memory (views that interleave in one buffer do not), and neither may
+        require a gradient.
         """
         call = self._call(locals())
         if backend == "reference":
             from . import reference
 
+            _run(torch.ops.kvpc.check_writable, keys, values)
             out = reference.compress(self, call, state)
             front = (slice(None), slice(None), slice(out.keys.shape[2]))
-            keys[(*front, slice(out.keys.shape[3]))] = out.keys
-            values[front] = out.values
+            # There tensors may be written whether they were made under inference or not.
+            with torch.inference_mode():
+                keys[(*front, slice(out.keys.shape[3]))] = out.keys
+                values[front] = out.values
             tokens, channels, lengths = out.tokens, out.channels, out.lengths
         else:
             _known("backend", backend, ("compiled", "reference"))
@@ -303,7 +308,7 @@ class Press:
         that of `keys`, scores are NaN at padding. Arguments and errors as of `compress`; Unsupported
         where the first stage has no score, or where the layer takes another's choice.
         """
-        call = self._call(locals())
+        call = self._call(locals(), scores=True)
         if backend == "reference":
             from . import reference
 
@@ -320,8 +325,8 @@ class Press:
 
         return attach(model, self, **options)
 
-    def _call(self, given):
-        return Call(self, given)
+    def _call(self, given, scores=False):
+        return Call(self, given, scores)
 
     def _state(self, call, state):
         if state is None or not self.reuse:
@@ -334,7 +339,7 @@ class Press:
 class Call:
     """The arguments of one call, as the operators take them."""
 
-    def __init__(self, press, given):
+    def __init__(self, press, given, scores=False):
         keys, values = _tensor("keys", given["keys"]), _tensor("values", given["values"])
         for name in ("values", "queries", "unrotated_queries", "hidden", "output_weight"):
             one = given[name]
@@ -350,6 +355,10 @@ class Call:
                 f"`state` is a {type(given['state']).__name__}; need a kvpc.State()", "kvm-state"
             )
         _known("padding", given["padding"], ("left", "right"))
+        if keys.device.type == "meta" and scores:
+            raise InputError(
+                "`keys` are on meta, and have no values; need the CPU to score", "kvm-device"
+            )
         if keys.device.type == "meta" and given["backend"] == "reference":
             raise InputError(
                 "`keys` are on meta, and have no values; need the CPU to interpret", "kvm-device"
@@ -367,7 +376,7 @@ class Call:
             given["hidden"],
             given["output_weight"],
             None if rope is None else rope.inverse_frequencies,
-            1.0 if rope is None else float(rope.attention_scaling),
+            1.0 if rope is None else _real("rope.attention_scaling", rope.attention_scaling),
             rope is not None and rope.layout == "interleaved",
             None if given["scale"] is None else _real("scale", given["scale"]),
             self.layer,
@@ -480,17 +489,23 @@ def _whole(name, value):
     if isinstance(value, torch.SymInt):
         return value
     try:
-        if not isinstance(value, bool):
-            return operator.index(value)
+        if not isinstance(value, bool) and _fits(whole := operator.index(value)):
+            return whole
     except (TypeError, ValueError):
         pass
-    raise ArgumentError(f"`{name}` is {value!r}; need a whole number", "kvm-parameter") from None
+    raise ArgumentError(
+        f"`{name}` is {value!r}; need a whole number of 64 bits", "kvm-parameter"
+    ) from None
+
+
+def _fits(whole):
+    return -(2**63) <= whole < 2**63
 
 
 def _real(name, value):
     try:
         return float(value)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise ArgumentError(f"`{name}` is {value!r}; need a number", "kvm-parameter") from None
 
 
@@ -498,11 +513,11 @@ def _rows(name, value, batch):
     """int64 [batch] of a tensor, a list or one number for all rows."""
     if value is None or (isinstance(value, torch.Tensor) and value.dim()):
         return value
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool) and _fits(value):
         return torch.full((batch,), value, dtype=torch.int64)
     try:
         rows = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         rows = None
     if rows is None or rows.is_floating_point() or rows.dtype == torch.bool:
         raise InputError(f"`{name}` are {value!r}; need whole numbers, one a row", "kvm-dtype")

@@ -135,7 +135,7 @@ def _run(press, call, state, scores):
         if scores:
             command.append("--scores")
         if call.rope is not None:
-            command.append(f"--rope-scaling={call.rope.attention_scaling!r}")
+            command.append(f"--rope-scaling={float(call.rope.attention_scaling)!r}")
             if call.rope.layout == "interleaved":
                 command.append("--rope-interleaved")
         if state is not None:
