@@ -110,6 +110,10 @@ private:
   mlir::Value parameter(const Row &row, mlir::BlockArgument arg, int64_t offset, mlir::Type type);
   /// Kept entries of a selection, clamped to what there is.
   mlir::Value keptOf(const Row &row, kvplan::SelectOp op);
+  mlir::Value floorOf(const Row &row, kvplan::SelectOp op, mlir::Value kept);
+  mlir::Value jointBound(const Row &row, kvplan::SelectOp op);
+  bool countsData(mlir::Value cache);
+  bool ascends(mlir::Value scalar);
   mlir::Value partsOf(const Row &row, mlir::Value n, kvp::PartitionOp op);
   /// Extent of an axis of a tensor for this row; `bound`: for any row.
   mlir::Value extent(const Row &row, mlir::Value tensor, llvm::StringRef axis);
@@ -215,6 +219,7 @@ private:
   void order(const Row &row, kvplan::OrderOp op, kvplan::Space space);
   void rankTogether(const Row &row, kvplan::OrderOp op, kvplan::Space space);
   void select(const Row &row, kvplan::SelectOp op);
+  void selectJointly(const Row &row, kvplan::SelectOp op);
   void filter(const Row &row, kvplan::FilterOp op);
   void recordTokens(const Row &row, const CacheState &state, mlir::Value ids, mlir::Value count);
   void scores(const Row &row, kvplan::ScoresOp op);

@@ -192,7 +192,7 @@ void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
     break;
   }
   case Root::Pack:
-    kvplan::PackOp::create(b, evaluate(b, root.rows, here, root), root.buffer);
+    kvplan::PackOp::create(b, evaluate(b, root.rows, here, root), root.buffer, StringAttr());
     break;
   case Root::Contract: {
     Value scale = root.scale ? top.lookup(root.scale)
@@ -243,11 +243,12 @@ void Program::emitSelection(ImplicitLocOpBuilder &b, Root &root) {
   IntegerAttr leader = root.reuse ? b.getI64IntegerAttr(root.reuse) : IntegerAttr();
   Value cache;
   if (auto topk = dyn_cast<kvp::TopkOp>(root.selection)) {
-    auto part = topk.getPartSizeAttr();
+    Value count = topk.countsData() ? bufferOf(topk.getCount()) : atTop(b, topk.getCount());
+    Value atLeast = topk.getAtLeast() ? atTop(b, topk.getAtLeast()) : Value();
     cache = kvplan::SelectOp::create(
         b, kvp::CacheType::get(b.getContext(), topk.getResult().getType().getState()),
-        atTop(b, topk.getCache()), bufferOf(topk.getScore()), atTop(b, topk.getCount()),
-        bufferOf(topk.getProtect()), part, leader);
+        atTop(b, topk.getCache()), bufferOf(topk.getScore()), count, bufferOf(topk.getProtect()),
+        atLeast, topk.getJointAttr(), topk.getPartSizeAttr(), leader);
   } else {
     auto mask = cast<kvp::MaskOp>(root.selection);
     cache = kvplan::FilterOp::create(

@@ -235,19 +235,32 @@ private:
     const StateSize &to = costs.state(op.getResult().getType().getState());
     bool channels = score.hasAxis("channel");
     std::string text =
-        llvm::formatv("keep {0} of {1} {2}", channels ? to.channels : to.tokens,
-                      channels ? from.channels : from.tokens, channels ? "channels" : "tokens");
+        llvm::formatv("keep {0}{1} of {2} {3}", op.countsData() ? "at most " : "",
+                      channels ? to.channels : to.tokens, channels ? from.channels : from.tokens,
+                      channels ? "channels" : "tokens");
     if (op.getPartSize() && *op.getPartSize() > 1) {
       text += llvm::formatv(" in runs of {0}", *op.getPartSize()).str();
       addDataCount("whether the short last run is among the kept", op);
     }
-    text += score.hasAxis("head") ? ", each head its own" : ", the same for all heads";
+    if (op.getJoint()) {
+      text =
+          llvm::formatv("keep {0} of {1} tokens of all {2} heads together",
+                        to.tokens * out.shape.heads, from.tokens * out.shape.heads, out.shape.heads)
+              .str();
+      addDataCount("how the heads share their budget", op);
+    } else {
+      text += score.hasAxis("head") ? ", each head its own" : ", the same for all heads";
+    }
+    if (op.countsData())
+      addDataCount("how many entries stay", op);
     if (op.getLeader())
       text += llvm::formatv("; {0} layers share the choice", *op.getLeader()).str();
     Step step{"select", "", "", {text}, {}, {}, 0};
     readBuffer(step, op.getScore(), kvplan::Space::Batch);
     if (op.getProtect())
       readBuffer(step, op.getProtect(), kvplan::Space::Batch);
+    if (op.countsData())
+      readBuffer(step, op.getCount(), kvplan::Space::Batch);
     out.steps.push_back(std::move(step));
   }
 

@@ -31,6 +31,10 @@ PlanCosts::PlanCosts(kvplan::PipelineOp pipeline, kvp::PressOp givenPress,
 
 void PlanCosts::select(kvplan::SelectOp op) {
   StateSize size = states.at(op.getCache().getType().getState());
+  if (op.countsData()) { // at most all
+    states[op.getResult().getType().getState()] = size;
+    return;
+  }
   auto count = static_cast<int64_t>(evaluate(op.getCount()).value);
   llvm::StringRef axis = "token";
   for (kvp::AxisAttr own : op.getScore().getType().getTensor().getAxes())

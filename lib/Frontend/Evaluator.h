@@ -261,8 +261,19 @@ private:
   bool applyDecl(const CallExpr &call, const Decl &decl, Env &env);
   bool applyBuiltin(const CallExpr &call, const Builtin &builtin, Env &env);
   bool applyTopk(const CallExpr &call, const Arguments &args, Env &env);
+  /// Who shares a budget, as `over =` and `at_least =` say.
+  struct Together {
+    bool heads = false;
+    std::optional<Host> atLeast;
+    bool implemented = true;
+  };
   bool select(Tensor score, const Budget &budget, llvm::SMLoc loc, const std::string &subject,
-              bool implemented = true);
+              const Together &together);
+  std::optional<Host> checkedShare(const Host &share, const Expr &expr);
+  Host keptCount(const Budget &budget, const Tensor &score, llvm::StringRef axis, const Host &n,
+                 mlir::Location at);
+  mlir::Value keptCounts(const Tensor &amounts, const Tensor &score, llvm::StringRef axis,
+                         mlir::Location at);
   bool applyMask(const CallExpr &call, const Arguments &args, Env &env);
   bool applyReuse(const CallExpr &call, const Arguments &args, Env &env);
   bool applyPhase(const CallExpr &call, const Builtin &builtin, const Arguments &args, Env &env);

@@ -132,10 +132,11 @@ void summarizeSelections(kvp::PressOp press, PressSummary &out) {
         !topk.isUniform() || (topk.getProtect() && topk.getProtect().getType().hasAxis("head"));
     out.dropsTokens = true;
     out.uniform &= !perHead;
-    if (axis == "part" && *topk.getPartSize() > 1) {
-      // Whether the short last part is among the kept.
+    // Whether the short last part is among the kept; or who has won how much.
+    bool shortPart = axis == "part" && *topk.getPartSize() > 1;
+    if (shortPart || topk.getJoint() || topk.countsData()) {
       out.dataCounts = true;
-      out.ragged |= perHead;
+      out.ragged |= perHead || (topk.countsData() && !out.uniform);
     }
   }
 }

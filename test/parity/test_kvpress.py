@@ -111,12 +111,13 @@ def theirs(press, at):
     return scores, values[..., 0].long().sort(-1).values
 
 
-def ours(press, at):
+def ours(press, at, competing=False):
     given = {"layer": at.layer, "layers": at.layers}
     if "queries" in press.inputs:
         given["queries"] = at.queries
     out = press.compress(at.keys, numbered(at.keys), **given)
-    assert torch.equal(out.values[..., 0].long(), out.tokens)
+    told = out.values[..., 0].long()
+    assert torch.equal(told.where(out.tokens >= 0, -1) if competing else told, out.tokens)
     return press.scores(at.keys, numbered(at.keys), **given), out
 
 
@@ -289,3 +290,44 @@ def test_random_is_uniform(layers):
         total += held(out.tokens[:1], TOKENS).float().sum((0, 1))
     # 180 fair coins a token: 6 standard deviations of 6.7 about 90.
     assert (total - 90).abs().max() < 41 and abs(total.mean() - 90) < 1e-3
+
+
+def heads_of(out, n):
+    """bool [batch, head, token] of an output whose heads keep different counts."""
+    mask = torch.zeros(*out.tokens.shape[:2], n + 1, dtype=torch.bool)
+    return mask.scatter_(2, out.tokens.where(out.tokens >= 0, n), True)[..., :n]
+
+
+def unmasked(peer, at):
+    """What kvpress leaves: it masks entries of each head instead of freeing them."""
+    with torch.no_grad():
+        keys, _ = peer.compress(*their_arguments(at))
+    left = torch.ones(keys.shape[:3], dtype=torch.bool)
+    left[at.module.masked_key_indices] = False
+    at.module.masked_key_indices = None
+    return left
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2, 0.7])
+@pytest.mark.parametrize("ratio", [0.3, 0.75])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_adakv(layers, layer, ratio, alpha):
+    at = layers[layer]
+    inner = kvpress.SnapKVPress(compression_ratio=ratio)
+    scores, _ = theirs(inner, at)
+    peer = unmasked(kvpress.AdaKVPress(inner, alpha_safeguard=alpha), at)
+    press = kvpc.compile("adakv", **QUICK).press(drop=ratio, alpha=alpha)
+    (_, protected), out = ours(press, at, competing=True)
+    left = heads_of(out, TOKENS)
+    kept = int(TOKENS * (1 - ratio))
+    assert (left.sum((1, 2)) == 3 * kept).all() and torch.equal(left.sum(2), out.lengths)
+    assert (out.lengths >= max(1, int(kept * alpha))).all()
+    # Near the threshold of all heads, or of the share that a head has for certain.
+    bound = BOUND * scores.masked_fill(protected, 0).amax((1, 2), keepdim=True)
+    ranks = scores.argsort(-1, descending=True).argsort(-1)
+    certain = ranks < max(1, int(kept * alpha))
+    joint = scores.masked_fill(~peer | certain, torch.inf).amin((1, 2), keepdim=True)
+    own = scores.masked_fill(~certain, torch.inf).amin(-1, keepdim=True)
+    near = ((scores - joint).abs() <= 2 * bound) | ((scores - own).abs() <= 2 * bound)
+    assert torch.equal((left != peer) & near, left != peer)
+    assert (left != peer).float().mean() < 0.01

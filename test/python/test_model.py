@@ -31,12 +31,15 @@ def presses(tmp_path_factory):
         "simlayerkv": kvpc.press("simlayerkv", threshold=0.33, last=4, recent=24, initial=4),
         "per_layer": kvpc.press("per_layer", inner="snapkv(8)", ratios=[0.1, 0.5, 0.9, 0.3]),
         "retrieval": kvpc.press(RETRIEVAL, pattern=str(pattern)),
+        # heads compete for one budget, and keep different counts
+        "adakv": kvpc.press("adakv", inner="snapkv(8)", drop=0.7, alpha=0.1),
         # heads keep what lies above a threshold: different counts
         "dms": kvpc.press("dms", inner="snapkv(8)", threshold=0.008, window=4),
     }
 
 
 NAMES = ["knorm", "snapkv", "chunkkv_reuse", "pyramidkv", "think", "chunk_snap_think", "dms"]
+NAMES += ["adakv"]
 FAMILIES = ["Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma3"]
 
 
@@ -58,6 +61,9 @@ def test_small_models(presses, family, name):
         assert counts == [[120, 20], [20, 20], [20, 120], [120, 120]]
     if name == "per_layer":
         assert counts == [[108] * 2, [60] * 2, [11] * 2, [84] * 2]
+    if name == "adakv":
+        assert all(sum(row) == 72 and min(row) >= 3 for row in counts)
+        assert any(row[0] != row[1] for row in counts)
     if name == "simlayerkv":  # some layers are lazy
         assert {len(set(row)) for row in counts} == {1} and len({row[0] for row in counts}) == 2
     if name == "dms":

@@ -40,6 +40,50 @@ press m() = compose(a(), b())
 press a() = mask(minimum(keys.norm(channel) / 4, uniform(1, [head, token])) > 0.2)
 press m() = compose(a(), keys.norm(channel).protect(position >= 33) |> topk(keep(3)))
 """,
+    "one_budget": """
+press m() = keys.norm(channel) |> topk(drop(0.6), over = [head, token], at_least = 0.3)
+""",
+    "one_budget_of_equals": """
+press m() = minimum(keys.norm(channel), 3.5) |> topk(keep(20), over = [token, head])
+""",
+    "one_budget_of_protected": """
+press m() =
+  minimum(keys.norm(channel), 3.5).protect(position % 3 > 0) |> topk(keep(20), over = [head, token])
+""",
+    "one_budget_of_ragged_heads": """
+press a() = mask(uniform(1, [head, token]) > index(head) * 0.6)
+press b() = values.norm(channel).protect(position > 30) |> topk(drop(0.6), over = [head, token])
+press m() = compose(a(), b())
+""",
+    "one_budget_of_survivors": """
+press a() = position |> topk(keep(40))
+press b() = keys.norm(channel) |> topk(drop(0.5), over = [head, token], at_least = 0.9)
+press m() = compose(a(), b(), values.norm(channel) |> topk(drop(0.4)))
+""",
+    "one_budget_without_head": """
+press a() = keys.norm(channel) |> topk(keep(30))
+press m() = compose(a(), position |> topk(keep(8), over = [head, token]))
+""",
+    "counts_of_heads": """
+press m() = keys.norm(channel) |> topk(keep((values.norm(channel) > 3.5).count(token)))
+""",
+    "counts_of_ragged_heads": """
+press a() = mask(uniform(1, [head, token]) > index(head) * 0.6)
+press m() = compose(a(), keys.norm(channel) |> topk(keep((values.norm(channel) > 3.5).count(token))))
+""",
+    "counts_together": """
+press m() = keys.norm(channel) |> topk(keep((values.norm(channel) > 3.5).count(token)), over = [head, token])
+""",
+    "counts_without_head": """
+press m() = position |> topk(keep((values.norm(channel).max(head) > 4.5).count(token)))
+""",
+    "counts_in_parts": """
+press m() = keys.norm(channel) |> chunk(7) |> topk(keep((values.norm(channel) > 3.5).count(token)))
+""",
+    # The bound that a plan takes from the longest head is none of what a short one keeps.
+    "a_count_that_falls_with_the_length": """
+press m() = compose(mask(position < 30), keys.norm(channel) |> topk(keep(maximum(46 - length, 1))))
+""",
     "std_of_one": "score m() = queries.last(1).sum(group).std(query)",
     "pool_in_a_short_part": (
         "score m() = position.partition(token, 20).avg_pool(slot, 3).join(fill = 0)"

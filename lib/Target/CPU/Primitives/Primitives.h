@@ -50,16 +50,18 @@ int64_t kvpc_prim_select_scratch(int64_t n);
 int64_t kvpc_prim_select(const float *score, const uint8_t *protect, const int32_t *within,
                          int64_t n, int64_t k, int32_t *out, void *scratch);
 
-/// One selection for `heads` heads of n scores each (head h at score + h * stride, protect + h *
-/// stride): the best min(max(k, 0), heads * n) of all. `floor` entries of each head (the best of
-/// that head, clamped to 0 .. min(n, k / heads)) are chosen first. Of equals the earlier token
-/// wins, then the lower head; among more protected entries than k the later token, then the higher
-/// head. Head h's ids go to out + h * out_stride, ascending, their number to counts[h] (at most n);
-/// returns the sum of the counts.
-int64_t kvpc_prim_select_joint(const float *score, const uint8_t *protect, int64_t stride,
-                               int64_t heads, int64_t n, int64_t k, int64_t floor, int32_t *out,
+/// One selection for `heads` heads, head h of n[h] scores at score + h * score_stride (protection
+/// at protect + h * protect_stride): the best min(max(k, 0), all there are) of all. floor[h]
+/// entries of head h (its best, at most n[h]) are chosen first; together the floors are at most k.
+/// Of equals the earlier token wins, then the lower head; among more protected entries than k the
+/// later token, then the higher head. Head h's ids go to out + h * out_stride, ascending, their
+/// number to counts[h] (at most n[h]); returns the sum of the counts. `longest` is at least every
+/// n[h].
+int64_t kvpc_prim_select_joint(const float *score, int64_t score_stride, const uint8_t *protect,
+                               int64_t protect_stride, int64_t heads, const int64_t *n,
+                               int64_t longest, int64_t k, const int64_t *floor, int32_t *out,
                                int64_t out_stride, int64_t *counts, void *scratch);
-int64_t kvpc_prim_select_joint_scratch(int64_t heads, int64_t n);
+int64_t kvpc_prim_select_joint_scratch(int64_t heads, int64_t longest);
 
 /// Ids where `cond` holds, ascending; if it holds nowhere, the newest, n - 1, alone. Returns how
 /// many: 0 only if n is 0. `out` holds n ids.
