@@ -118,6 +118,8 @@ std::pair<Value, Value> Kernel::layout(const Row &row, Value workspace, Value st
 
   for (auto &[buffer, where] : buffers) {
     auto op = buffer.getDefiningOp<kvplan::BufferOp>();
+    if (op.getScope() == kvplan::Scope::Tile)
+      continue;
     Value bytes = taskBytes(row, buffer);
     setSlot(row, where.stride, bytes);
     Value count = op.getType().getTensor().hasAxis("head") ? heads : rows;

@@ -299,6 +299,12 @@ Value Kernel::partsOf(const Row &row, Value n, kvp::PartitionOp op) {
   return op.getWhole() ? e.div(n, size) : e.ceilDiv(n, size);
 }
 
+/// Whether the channels of an input are those of values, which no selection thins.
+static bool hasValueChannels(kvp::InputOp input) {
+  return input &&
+         (input.getInput() == kvp::Input::Values || input.getInput() == kvp::Input::Output_weight);
+}
+
 /// Entries that a partition divides: to - from, never below 0.
 static Value partitioned(Emitter &e, Value from, Value to) {
   return e.max(e.sub(to, from), e.constant(0));
@@ -318,8 +324,7 @@ Value Kernel::extent(const Row &row, Value tensor, StringRef name) {
   if (base == "token")
     return length(row, cacheOfState(attr.getState()));
   if (base == "channel") {
-    auto input = origin.getDefiningOp<kvp::InputOp>();
-    if (input && input.getInput() == kvp::Input::Values)
+    if (hasValueChannels(origin.getDefiningOp<kvp::InputOp>()))
       return variant.channels ? e.constant(variant.channels)
                               : field(row, offsetof(kvpc_call, value_channels));
     return channels(row, cacheOfState(attr.getState()));
@@ -328,6 +333,8 @@ Value Kernel::extent(const Row &row, Value tensor, StringRef name) {
     return field(row, offsetof(kvpc_call, heads));
   if (base == "group")
     return field(row, offsetof(kvpc_call, groups));
+  if (base == "feature")
+    return field(row, offsetof(kvpc_call, features));
   if (base == "query" && attr.isStatic())
     return e.min(e.constant(attr.getExtent()), perRow(row, offsetof(kvpc_call, length)));
   error(origin.getDefiningOp() ? origin.getDefiningOp() : pipeline.getOperation(),
@@ -343,8 +350,7 @@ std::optional<int64_t> Kernel::staticExtent(Value tensor, StringRef name) {
   kvp::AxisAttr attr = cast<kvp::NamedTensorType>(origin.getType()).getAxis(axis);
   StringRef base = axis.rtrim('\'');
   if (base == "channel" && variant.channels) {
-    auto input = origin.getDefiningOp<kvp::InputOp>();
-    bool whole = attr.getState() == 0 || (input && input.getInput() == kvp::Input::Values);
+    bool whole = attr.getState() == 0 || hasValueChannels(origin.getDefiningOp<kvp::InputOp>());
     for (int64_t s = attr.getState(); !whole; --s) {
       const CacheState &state = states[cacheOfState(s)];
       if (state.channels && states[state.before].channels != state.channels)
@@ -370,8 +376,7 @@ Value Kernel::bound(const Row &row, Value tensor, StringRef name) {
   if (base == "token")
     return field(row, offsetof(kvpc_call, tokens));
   if (base == "channel") {
-    auto input = origin.getDefiningOp<kvp::InputOp>();
-    return field(row, input && input.getInput() == kvp::Input::Values
+    return field(row, hasValueChannels(origin.getDefiningOp<kvp::InputOp>())
                           ? offsetof(kvpc_call, value_channels)
                           : offsetof(kvpc_call, channels));
   }

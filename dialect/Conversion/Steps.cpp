@@ -98,6 +98,8 @@ Value Kernel::passEntries(const Row &row, kvplan::PassOp op, bool upper) {
       swept = store.getValue();
     else if (auto accumulate = dyn_cast<kvplan::AccumulateOp>(inner))
       swept = accumulate.getValue();
+    else if (auto fold = dyn_cast<kvplan::FoldOp>(inner))
+      swept = fold.getValue();
     else if (auto statistics = dyn_cast<kvplan::StatisticsOp>(inner))
       swept = axesOf(statistics.getBuffer());
     if (swept && cast<kvp::NamedTensorType>(swept.getType()).getAxis(axis) == op.getOver())
@@ -136,6 +138,8 @@ void Kernel::pass(const Row &row, kvplan::PassOp op, kvplan::Space space) {
           accumulate(task, a, over, segment, begin, end, first);
         else if (auto c = dyn_cast<kvplan::ContractOp>(inner))
           contract(task, c, begin, end);
+        else if (auto f = dyn_cast<kvplan::FoldOp>(inner))
+          fold(task, f, over, begin, end);
         else if (auto s = dyn_cast<kvplan::StatisticsOp>(inner))
           statistics(task, s, segment, begin, end, first);
         memo.pop_back();

@@ -73,6 +73,7 @@ def layers():
             rotary=rotary,
             queries=queries,
             keys=past.layers[layer].keys,
+            values=past.layers[layer].values,
             layers=model.config.num_hidden_layers,
             layer=layer,
         )
@@ -93,6 +94,7 @@ def cut(at, tokens):
             "hidden": at.hidden[:, -tokens:],
             "queries": at.queries[:, :, -tokens:],
             "keys": at.keys[:, :, -tokens:],
+            "values": at.values[:, :, -tokens:],
             "rotary": tuple(x[:, -tokens:] for x in at.rotary),
         }
     )
@@ -331,3 +333,81 @@ def test_adakv(layers, layer, ratio, alpha):
     near = ((scores - joint).abs() <= 2 * bound) | ((scores - own).abs() <= 2 * bound)
     assert torch.equal((left != peer) & near, left != peer)
     assert (left != peer).float().mean() < 0.01
+
+
+def with_values(at):
+    """What criticalkv is given: values and their way out."""
+    return {
+        "keys": at.keys,
+        "values": at.values,
+        "queries": at.queries,
+        "output_weight": at.module.o_proj.weight.detach(),
+        "layer": at.layer,
+        "layers": at.layers,
+    }
+
+
+def their_values(at):
+    rest = {"position_embeddings": at.rotary, "hidden_states": at.hidden}
+    return at.module, at.hidden, at.keys, at.values, None, rest
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.75])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_criticalkv(layers, layer, ratio):
+    at = layers[layer]
+    peer = kvpress.CriticalKVPress(kvpress.SnapKVPress(compression_ratio=ratio))
+    with torch.no_grad():
+        scores = peer.score(*their_values(at))
+    press = kvpc.compile("critical_snapkv", **QUICK).press(drop=ratio)
+    out = press.compress(**with_values(at))
+    mine, protected = press.scores(**with_values(at))
+    # Theirs knows two kinds of protection: the largest number, and the window's scores.
+    size = scores.masked_fill(protected, 0).amax(-1, keepdim=True)
+    assert ((mine - scores).abs().masked_fill(protected, 0) <= BOUND * size).all()
+    wanted = scores.topk(int(TOKENS * (1 - ratio))).indices
+    compare_sets(out.tokens, wanted, scores.masked_fill(protected, torch.inf), BOUND * size)
+
+
+def critical_adakv_of(scores, norms, kept, alpha=0.2, first=0.5, eps=1e-4):
+    """The right answer for one row: counts from one budget, then each head in two stages."""
+    heads, n = scores.shape
+    certain = scores.topk(max(1, int(kept * alpha))).indices
+    safe = scores.scatter(-1, certain, torch.inf)
+    best = safe.flatten().topk(heads * kept).indices
+    left = torch.zeros(heads, n, dtype=torch.bool)
+    for head, count in enumerate(torch.bincount(best // n, minlength=heads).tolist()):
+        forced = scores[head].topk(int(count * first)).indices
+        second = ((scores[head] + eps) * norms[head]).scatter(-1, forced, torch.inf)
+        left[head, second.topk(count).indices] = True
+    return left
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.75])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_critical_adakv(layers, layer, ratio):
+    at = layers[layer]
+    inner = kvpress.SnapKVPress(compression_ratio=ratio)
+    with torch.no_grad():
+        scores = inner.score(*their_values(at))
+        norms = kvpress.CriticalKVPress.vwl1norm(at.values, at.module)
+    press = kvpc.compile("critical_adakv", **QUICK).press(drop=ratio)
+    left = heads_of(press.compress(**with_values(at)), TOKENS)
+    kept = int(TOKENS * (1 - ratio))
+    for row in range(2):
+        right = critical_adakv_of(scores[row], norms[row], kept)
+        assert left[row].sum() == right.sum() and (left[row] != right).float().mean() < 0.003
+    # kvpress agrees where there is one row; of several it adds up the budgets of their heads.
+    one = SimpleNamespace(**vars(at))
+    for name in ("hidden", "keys", "values", "queries"):
+        setattr(one, name, getattr(at, name)[:1])
+    one.rotary = tuple(x[:1] for x in at.rotary)
+    with torch.no_grad():
+        kvpress.CriticalAdaKVPress(inner).compress(*their_values(one))
+    peer = torch.ones(one.keys.shape[:3], dtype=torch.bool)
+    peer[one.module.masked_key_indices] = False
+    at.module.masked_key_indices = None
+    assert (left[:1] != peer).float().mean() < 0.003
+    if ratio == 0.3:
+        with torch.no_grad(), pytest.raises(RuntimeError, match="index k out of range"):
+            kvpress.CriticalAdaKVPress(inner).compress(*their_values(at))

@@ -36,12 +36,14 @@ class Case:
     bound     of the difference of f32 scores, relative to the largest score of the row and head: what
               sums of another order and the approximated functions cost. 0: exact
     window    queries that it asks for
+    features  of the output projection that it asks for
     element   what a score selects: token, part or channel
     competing heads share a budget: a near tie in one may show in the counts of others
     """
 
     bound: float
     window: int = 0
+    features: int = 0
     element: str = "token"
     size: int = 1
     program: str = ""
@@ -71,6 +73,10 @@ CASES = {
     "per_layer": Case(4e-6, window=64, arguments={"ratios": [0.9, 0.4, 0.1]}, call=LAYER),
     "adakv": Case(4e-6, window=64, arguments=HALF | {"alpha": 0.3}, competing=True),
     "adakv_snapkv": Case(4e-6, window=64, arguments={"drop": 0.9}, competing=True),
+    # Sums of the values' shares over all features and channels.
+    "criticalkv": Case(1e-5, window=64, features=200, arguments=HALF),
+    "critical_snapkv": Case(1e-5, window=64, features=129, arguments=HALF),
+    "critical_adakv": Case(1e-5, window=64, features=64, arguments=HALF, competing=True),
     "composed": Case(
         1e-6,
         window=16,
@@ -115,7 +121,14 @@ def pressed(tmp_path_factory):
 
 
 def call_of(case, rows, padding="right"):
-    return batch(rows, padding, case.window) | case.call | new_state(case)
+    call = batch(rows, padding, case.window) | case.call | new_state(case)
+    if case.features:
+        values = call["values"]
+        make = torch.Generator().manual_seed(17)
+        width = 2 * values.shape[1] * values.shape[3]  # two query heads a head
+        weight = torch.randn(case.features, width, generator=make) / width**0.5
+        call["output_weight"] = weight.to(values.dtype)
+    return call
 
 
 def new_state(case):

@@ -33,20 +33,22 @@ def presses(tmp_path_factory):
         "retrieval": kvpc.press(RETRIEVAL, pattern=str(pattern)),
         # heads compete for one budget, and keep different counts
         "adakv": kvpc.press("adakv", inner="snapkv(8)", drop=0.7, alpha=0.1),
+        "criticalkv": kvpc.press("criticalkv", inner="snapkv(8)", drop=0.5),
+        "critical_adakv": kvpc.press("critical_adakv", inner="snapkv(8)", drop=0.5),
         # heads keep what lies above a threshold: different counts
         "dms": kvpc.press("dms", inner="snapkv(8)", threshold=0.008, window=4),
     }
 
 
 NAMES = ["knorm", "snapkv", "chunkkv_reuse", "pyramidkv", "think", "chunk_snap_think", "dms"]
-NAMES += ["adakv"]
+NAMES += ["adakv", "critical_adakv"]
 FAMILIES = ["Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma3"]
 
 
 @pytest.mark.parametrize(
     "family, name",
-    [("Llama", name) for name in [*NAMES, "simlayerkv", "per_layer", "retrieval"]]
-    + [(family, name) for family in FAMILIES for name in ("chunk_snap_think", "dms")],
+    [("Llama", name) for name in [*NAMES, "simlayerkv", "per_layer", "retrieval", "criticalkv"]]
+    + [(family, name) for family in FAMILIES for name in ("chunk_snap_think", "critical_adakv")],
 )
 def test_small_models(presses, family, name):
     model, press, ids = make(family), Recorded(presses[name]), text(120)

@@ -40,6 +40,25 @@ press m() = compose(a(), b())
 press a() = mask(minimum(keys.norm(channel) / 4, uniform(1, [head, token])) > 0.2)
 press m() = compose(a(), keys.norm(channel).protect(position >= 33) |> topk(keep(3)))
 """,
+    "share_of_the_output": """
+score m() = dot(values, output_weight, channel).abs().sum(feature).mean(group)
+""",
+    "norm_of_the_output": "score m() = dot(values, output_weight, channel).norm(feature).max(group)",
+    "both_at_once": """
+score m() = {
+  let x = dot(values, output_weight, channel)
+  return (x / x.norm(feature)).max(feature, group) + (x > 0.1).count(feature, where = abs(x) < 2).mean(group)
+}
+""",
+    "share_of_survivors": """
+press a() = mask(uniform(1, [head, token]) > index(head) * 0.6)
+press t() = (keys ** 2).mean(token) |> topk(keep(7))
+press b() = dot(values, 0.5 * output_weight, channel).abs().mean(feature, group) |> topk(drop(0.4))
+press m() = compose(a(), t(), b())
+""",
+    "shares_of_keys": """
+score m() = dot(keys, output_weight.max(group), channel).min(feature) * output_weight.norm(channel, feature).mean(group)
+""",
     "one_budget": """
 press m() = keys.norm(channel) |> topk(drop(0.6), over = [head, token], at_least = 0.3)
 """,
@@ -225,7 +244,11 @@ def call_for(press, nudged=0):
     queries = press.inputs.get("queries", 0)
     window = None if queries == "all" else queries
     # Padding is finite here: it would be hard to say of `inf - inf` whose fault it is.
-    return batch(rows_of(nudged), "left", window) | SMALL
+    call = batch(rows_of(nudged), "left", window) | SMALL
+    if "output_weight" in press.inputs:  # more features than a block has rows
+        make = torch.Generator().manual_seed(7)
+        call["output_weight"] = torch.randn(150, 4 * CHANNELS, generator=make) / 8
+    return call
 
 
 def off(ours, wanted, allowed):

@@ -117,13 +117,13 @@ int64_t kvpc_prim_panel_rows(void);
 int64_t kvpc_prim_panel_bytes(int64_t key_dtype, int64_t channels, int64_t parts);
 
 /// Packs groups * queries rows, row g * queries + w from q + g * group_stride + w * query_stride,
-/// into ceil(rows / kvpc_prim_panel_rows()) panels; rows that are missing in the last are 0.
-/// `channel_ids`, if not null, names the `channels` channels of q to take. An element becomes
-/// q * scale in f32. Where panels hold bf16 it is then rounded to nearest even (exact with scale 1
-/// and q of bf16: give the contraction the scale); with parts = 2 the rest is rounded as a second
-/// part, for queries that were computed. Elsewhere `parts` is ignored.
+/// its elements channel_stride apart, into ceil(rows / kvpc_prim_panel_rows()) panels; rows that
+/// are missing in the last are 0. `channel_ids`, if not null, names the `channels` channels of q to
+/// take. An element becomes q * scale in f32. Where panels hold bf16 it is then rounded to nearest
+/// even (exact with scale 1 and q of bf16: give the contraction the scale); with parts = 2 the rest
+/// is rounded as a second part, for queries that were computed. Elsewhere `parts` is ignored.
 void kvpc_prim_pack_rows(const void *q, int64_t q_dtype, int64_t group_stride, int64_t query_stride,
-                         int64_t groups, int64_t queries, int64_t channels,
+                         int64_t channel_stride, int64_t groups, int64_t queries, int64_t channels,
                          const int32_t *channel_ids, float scale, int64_t key_dtype, int64_t parts,
                          void *panels);
 
