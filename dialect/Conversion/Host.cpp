@@ -335,6 +335,8 @@ Value Kernel::extent(const Row &row, Value tensor, StringRef name) {
     return field(row, offsetof(kvpc_call, groups));
   if (base == "feature")
     return field(row, offsetof(kvpc_call, features));
+  if (base == "layer")
+    return field(row, offsetof(kvpc_call, layers));
   if (base == "query" && attr.isStatic())
     return e.min(e.constant(attr.getExtent()), perRow(row, offsetof(kvpc_call, length)));
   error(origin.getDefiningOp() ? origin.getDefiningOp() : pipeline.getOperation(),

@@ -231,10 +231,11 @@ void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
       return v ? roots[rootOf[v]].buffer.getResult() : Value();
     };
     if (auto rank = dyn_cast<kvp::RankOp>(op)) {
-      // Of equals the earlier token comes first, then the earlier head.
+      // Of equals the earlier token comes first, then the earlier head, then the earlier layer.
       SmallVector<StringRef> over = kvp::axisNames(rank.getOver());
-      if (auto head = llvm::find(over, "head"); head != over.end())
-        std::rotate(head, head + 1, over.end());
+      for (StringRef late : {"head", "layer"})
+        if (auto axis = llvm::find(over, late); axis != over.end())
+          std::rotate(axis, axis + 1, over.end());
       kvplan::OrderOp::create(b, kvplan::Order::Rank, bufferOf(rank.getInput()),
                               bufferOf(rank.getProtect()), bufferOf(rank.getWhere()), root.buffer,
                               over.size() > 1 ? b.getStrArrayAttr(over) : ArrayAttr());

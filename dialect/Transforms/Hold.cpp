@@ -447,8 +447,8 @@ LogicalResult Program::hold() {
     else if (auto mask = dyn_cast<kvp::MaskOp>(op))
       apart[mask.getResult().getType().getState()] = apart[mask.getCache().getType().getState()] ||
                                                      tensorOf(mask.getCondition()).hasAxis("head");
-    // A program may select by a weight, which no operation made.
-    if (isa<kvp::TopkOp, kvp::MaskOp, kvp::ReturnOp>(op))
+    // A program may select by a weight, which no operation made, or put it in order.
+    if (isa<kvp::TopkOp, kvp::MaskOp, kvp::ReturnOp>(op) || isWholeRow(&op))
       for (Value operand : op.getOperands())
         if (tensorOf(operand) && !rootOf.contains(operand)) {
           Root root{Root::Store};

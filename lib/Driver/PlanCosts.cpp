@@ -57,6 +57,8 @@ int64_t PlanCosts::extent(kvp::AxisAttr axis) const {
     return shape.heads;
   if (name == "group")
     return shape.groups;
+  if (name == "layer")
+    return shape.layers;
   if (name == "channel")
     return size.channels;
   if (name == "feature")

@@ -46,8 +46,12 @@ static llvm::Expected<Tensor> weightOf(const runtime::Weight &weight, const Batc
     return llvm::createStringError("`weight." + weight.name + "` is " + array->str() +
                                    "; need the axes [" + llvm::join(weight.axes, ", ") + "]");
   Axes axes;
-  for (auto [name, extent] : llvm::zip_equal(weight.axes, array->shape))
+  for (auto [name, extent] : llvm::zip_equal(weight.axes, array->shape)) {
+    if (name == "layer" && extent != batch.host.layers)
+      return llvm::createStringError("`weight." + weight.name + "` has " + llvm::Twine(extent) +
+                                     " layers; the call is of " + llvm::Twine(batch.host.layers));
     axes.push_back({name, extent});
+  }
   std::vector<float> values(array->size());
   for (size_t i = 0; i < values.size(); ++i)
     values[i] = array->get<float>(i);

@@ -317,6 +317,7 @@ Failure BoundPress::bindWeights(Call &call) const {
                        : name == "group"   ? raw.groups
                        : name == "channel" ? raw.channels
                        : name == "feature" ? raw.features
+                       : name == "layer"   ? call.layers
                                            : 0;
       need += (need.empty() ? "[" : ", ") + name + (extent ? " " + std::to_string(extent) : "");
       fits = fits && (extent ? tensor.size[axis] == extent : tensor.size[axis] >= 1);

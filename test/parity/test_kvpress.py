@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import kvpress
+import numpy as np
 import pytest
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -411,3 +412,24 @@ def test_critical_adakv(layers, layer, ratio):
     if ratio == 0.3:
         with torch.no_grad(), pytest.raises(RuntimeError, match="index k out of range"):
             kvpress.CriticalAdaKVPress(inner).compress(*their_values(at))
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5])
+def test_duo_attention(layers, ratio):
+    """Of equal heads kvpress leaves open which ones stream; here none are equal."""
+    pattern = torch.rand(30, 3, generator=torch.Generator().manual_seed(3))
+    peer = kvpress.DuoAttentionPress(head_compression_ratio=ratio)
+    scores = pattern.clamp(0, 1).numpy()
+    streaming = np.zeros(scores.shape, dtype=bool)
+    order = np.argsort(scores, axis=None, kind="stable")[: round(90 * ratio)]
+    streaming[np.unravel_index(order, scores.shape)] = True
+    peer.sink_size, peer.recent_size = 30, 100
+    peer.streaming_mask = torch.from_numpy(streaming)
+    press = kvpc.compile("duo_attention", **QUICK)
+    press = press.press(pattern=pattern, ratio=ratio, sink=30, recent=100)
+    for layer in LAYERS:
+        at = layers[layer]
+        out = press.compress(at.keys, at.values, layer=at.layer, layers=at.layers)
+        left = heads_of(out, TOKENS)
+        assert torch.equal(left, unmasked(peer, at))
+        assert (left.sum(2) == torch.where(peer.streaming_mask[layer], 130, TOKENS)).all()

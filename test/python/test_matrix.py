@@ -293,3 +293,50 @@ def test_follower(pressed, dtype):
         assert kept(follower, call, index) == kept(wanted, call, index)
     with pytest.raises(kvpc.StateError):
         press.compress(**call | {"state": kvpc.State()})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pattern_of_all_layers(monkeypatch, tmp_path, dtype):
+    """duo_attention has no scores: which heads stream is said by the pattern of all layers."""
+    monkeypatch.setenv("KVPC_CACHE", str(tmp_path))
+    pattern = torch.tensor([[0.7, -1], [1.5, 0.2], [0.7, 2]])  # places 2 5, 0 4, 3 1
+    module = kvpc.compile("duo_attention", dtypes=DTYPES, channels=0, targets=best_target())
+    rows = [row(n, seed=n, dtype=dtype) for n in (500, 7, 65)]
+    for ratio, streaming in ((0.5, [(1,), (1,), (0,)]), (0.4, [(1,), (1,), ()]), (0, [(), (), ()])):
+        press = module.press(pattern=pattern, ratio=ratio, sink=3, recent=20)
+        for layer in range(3):
+            for padding in ("left", "right"):
+                call = batch(rows, padding, window=0) | {"layer": layer, "layers": 3}
+                out = press.compress(**call)
+                check_output(out, call)
+                for index, one in enumerate(rows):
+                    here = kept(out, call, index)
+                    slow = press.compress(**call, backend="reference")
+                    assert here == kept(slow, call, index)
+                    ends = min(23, one.length)
+                    assert [len(t) for t in here.tokens] == [
+                        ends if head in streaming[layer] else one.length for head in range(2)
+                    ]
+    with pytest.raises(kvpc.InputError, match=r"has shape \[3, 2\]; need \[layer 4, head 2\]"):
+        press.compress(**call | {"layers": 4})
+
+
+def test_followers_of_one_budget(monkeypatch, tmp_path):
+    """Heads of later layers take the counts too that those of the first won from each other."""
+    monkeypatch.setenv("KVPC_CACHE", str(tmp_path))
+    source = """
+press shared(budget: budget = drop(0.5)) =
+  reuse(keys.norm(channel) |> topk(budget, over = [head, token]), layers = 2)
+"""
+    press = kvpc.compile(source, dtypes="f32", channels=0, targets=best_target()).press(drop=0.7)
+    state = kvpc.State()
+    rows = [[row(n, seed=n + s) for n in (300, 65, 7)] for s in (0, 50)]
+    calls = [batch(r, "left", window=0) | {"layers": 2, "state": state} for r in rows]
+    leader, follower = (press.compress(**c, layer=i) for i, c in enumerate(calls))
+    slow = press.compress(**calls[0] | {"state": kvpc.State()}, layer=0, backend="reference")
+    assert leader.lengths[0, 0] != leader.lengths[0, 1]
+    for index in range(3):
+        assert kept(leader, calls[0], index) == kept(slow, calls[0], index)
+    assert torch.equal(leader.tokens, follower.tokens)
+    assert torch.equal(leader.lengths, follower.lengths)
+    check_output(follower, calls[1])

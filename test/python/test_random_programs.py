@@ -103,6 +103,16 @@ press m() = keys.norm(channel) |> chunk(7) |> topk(keep((values.norm(channel) > 
     "a_count_that_falls_with_the_length": """
 press m() = compose(mask(position < 30), keys.norm(channel) |> topk(keep(maximum(46 - length, 1))))
 """,
+    "ranks_of_all_layers": """
+score m(w: float[layer, head]) = keys.norm(channel) * (w.rank(layer, head) + 3)
+""",
+    "reduced_over_layers": """
+score m(w: float[layer, head, channel]) = {
+  let x = abs(w).mean(channel)  # two heads of three layers
+  let tied = float(round(4 * x)).rank(layer, head)
+  return keys.norm(channel) * (x.rank(layer) + 3) + x.max(layer) + w.sum(layer, channel) + tied
+}
+""",
     "std_of_one": "score m() = queries.last(1).sum(group).std(query)",
     "pool_in_a_short_part": (
         "score m() = position.partition(token, 20).avg_pool(slot, 3).join(fill = 0)"
@@ -166,6 +176,13 @@ press m() = compose(a(), keys.norm(channel).partition(token, 16).join(fill = 0) 
 }
 
 
+# Their tensors.
+WEIGHTS = {
+    "ranks_of_all_layers": {"w": ("layer", "head")},
+    "reduced_over_layers": {"w": ("layer", "head", "channel")},
+}
+
+
 class Groups:
     """Runs groups of programs in the background, each when one of its seeds is asked for."""
 
@@ -220,7 +237,7 @@ def run_group(seeds):
 def press_of(one, module):
     info = module.presses[one.name]
     make = torch.Generator().manual_seed(3)
-    sizes = {"head": 2, "channel": CHANNELS}
+    sizes = {"layer": SMALL["layers"], "head": 2, "channel": CHANNELS}
     tensors = {
         name: torch.randn([sizes[a] for a in axes], generator=make)
         for name, axes in one.tensors.items()
@@ -350,7 +367,8 @@ def test_program(groups, seed):
 def test_corner(tmp_path, monkeypatch, name):
     monkeypatch.setenv("KVPC_CACHE", str(tmp_path))
     source = CORNERS[name]
-    one = Program("m", "press" if "press m" in source else "score", source)
+    kind = "press" if "press m" in source else "score"
+    one = Program("m", kind, source, tensors=WEIGHTS.get(name, {}))
     check(one, [compiled([one], level) for level in ("O0", "O2")])
 
 
