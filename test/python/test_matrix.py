@@ -340,3 +340,24 @@ press shared(budget: budget = drop(0.5)) =
     assert torch.equal(leader.tokens, follower.tokens)
     assert torch.equal(leader.lengths, follower.lengths)
     check_output(follower, calls[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_output_weight_as_it_lies(monkeypatch, tmp_path, dtype):
+    """Of values that are wider than keys; by features or by channels, as layers and files have it."""
+    monkeypatch.setenv("KVPC_CACHE", str(tmp_path))
+    source = "score share() = dot(values, output_weight, channel).abs().sum(feature).mean(group)"
+    press = kvpc.compile(source, dtypes=dtype, channels=0, targets=best_target()).press(drop=0.5)
+    make = torch.Generator().manual_seed(2)
+    keys = torch.randn(2, 2, 300, 16, generator=make).to(CAST[dtype])
+    values = torch.randn(2, 2, 300, 23, generator=make).to(CAST[dtype])
+    weight = torch.randn(2, 3, 23, 131, generator=make).to(CAST[dtype])
+    wanted = torch.einsum("bhtc,hgcf->bhgtf", values.float(), weight.float())
+    wanted = wanted.abs().sum(-1).mean(2)
+    linear = weight.permute(3, 0, 1, 2).reshape(131, -1).contiguous()
+    for given in (weight, linear, linear.t().contiguous().t()):
+        scores, _ = press.scores(keys, values, output_weight=given)
+        assert ((scores - wanted).abs() <= 1e-6 * wanted.max()).all()
+    out = press.compress(keys, values, output_weight=weight)
+    slow = press.compress(keys, values, output_weight=weight, backend="reference")
+    assert torch.equal(out.tokens, slow.tokens)

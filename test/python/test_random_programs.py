@@ -62,6 +62,10 @@ score m() = dot(keys, output_weight.max(group), channel).min(feature) * output_w
     "one_budget": """
 press m() = keys.norm(channel) |> topk(drop(0.6), over = [head, token], at_least = 0.3)
 """,
+    # The other one keeps its best entry.
+    "one_budget_that_one_head_wins": """
+press m() = keys.norm(channel) + 100 * index(head) |> topk(keep(10), over = [head, token])
+""",
     "one_budget_of_equals": """
 press m() = minimum(keys.norm(channel), 3.5) |> topk(keep(20), over = [token, head])
 """,
@@ -381,7 +385,8 @@ def test_generator():
     used = (
         "softmax normalize cumsum rank avg_pool max_pool shift partition join chunk protect mask "
         "compose dot cosine attention logits uniform where = sum mean max min std var norm tanh "
-        "sigmoid gelu relu abs sqrt rsqrt log exp clamp maximum minimum let fn keep(  drop( queries.last"
+        "sigmoid gelu relu abs sqrt rsqrt log exp clamp maximum minimum let fn keep(  drop( queries.last "
+        "over at_least count output_weight feature"
     )
     missing = [word for word in used.split() if word not in text]
     assert not missing, missing

@@ -194,7 +194,7 @@ TEST(SelectJoint, OneBudgetForAllHeads) {
 TEST(SelectJoint, HeadsOfDifferentLengths) {
   for (const char *kind : kKinds)
     for (double part : {0.0, 0.1, 0.9})
-      for (std::vector<int64_t> n : {std::vector<int64_t>{5, 0, 65}, {700, 1, 33, 64}, {0, 0}})
+      for (const auto &n : {std::vector<int64_t>{5, 0, 65}, {700, 1, 33, 64}, {0, 0}})
         for (int64_t share : {0, 3, 10}) {
           SCOPED_TRACE(kind);
           int64_t stride = 701, heads = n.size(), k = 0;
