@@ -113,7 +113,7 @@ score m(w: float[layer, head]) = keys.norm(channel) * (w.rank(layer, head) + 3)
     "reduced_over_layers": """
 score m(w: float[layer, head, channel]) = {
   let x = abs(w).mean(channel)  # two heads of three layers
-  let tied = float(round(4 * x)).rank(layer, head)
+  let tied = float(round(x)).rank(layer, head)
   return keys.norm(channel) * (x.rank(layer) + 3) + x.max(layer) + w.sum(layer, channel) + tied
 }
 """,
