@@ -118,6 +118,8 @@ std::pair<Value, Value> Kernel::layout(const Row &row, Value workspace, Value st
 
   for (auto &[buffer, where] : buffers) {
     auto op = buffer.getDefiningOp<kvplan::BufferOp>();
+    if (op.getScope() == kvplan::Scope::Tile)
+      continue;
     Value bytes = taskBytes(row, buffer);
     setSlot(row, where.stride, bytes);
     Value count = op.getType().getTensor().hasAxis("head") ? heads : rows;
@@ -164,6 +166,16 @@ std::pair<Value, Value> Kernel::layout(const Row &row, Value workspace, Value st
     ordering = e.max(ordering, e.roundUp(e.add(bytes, e.constant(256)), 64));
   });
   Value scratch = e.max(e.add(selecting, e.mul(ids, 2)), ordering);
+  // A choice for all heads of a row takes the scratch of all of them.
+  pipeline.walk([&](kvplan::SelectOp op) {
+    if (!op.getJoint())
+      return;
+    Value count = field(row, offsetof(kvpc_call, heads));
+    Value together = e.call("kvpc_prim_select_joint_scratch", e.i64(), {count, tokens});
+    together = e.add(together, e.mul(count, e.add(e.mul(tokens, 4), e.constant(3 * 8))));
+    Value share = e.ceilDiv(e.add(together, e.constant(5 * 64)), count);
+    scratch = e.max(scratch, e.roundUp(share, 64));
+  });
   setSlot(row, scratchStride, scratch);
   place(scratchSlot, e.mul(scratch, heads), false);
   return {used, kept};

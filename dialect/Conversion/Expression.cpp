@@ -575,7 +575,8 @@ Value Kernel::input(const Row &row, kvp::InputOp op, const Indices &at) {
   const CacheState &state = states[op.getCache()];
   auto channelIndex = [&]() -> Index {
     const Index channel = *at.find("channel");
-    if (!state.channels || op.getInput() == kvp::Input::Values)
+    if (!state.channels || op.getInput() == kvp::Input::Values ||
+        op.getInput() == kvp::Input::Output_weight)
       return channel;
     return mapThrough(row, state.channels, state.channelsPerHead, channel, at,
                       field(row, offsetof(kvpc_call, channels)));
@@ -591,6 +592,9 @@ Value Kernel::input(const Row &row, kvp::InputOp op, const Indices &at) {
   case kvp::Input::Queries:
     tensor = offsetof(kvpc_call, queries_rotated);
     break;
+  case kvp::Input::Output_weight:
+    tensor = offsetof(kvpc_call, output_weight);
+    break;
   default:
     error(op, "`" + kvp::stringifyInput(op.getInput()) + "` is not an input that kernels take yet");
     return e.constantF32(0);
@@ -598,10 +602,17 @@ Value Kernel::input(const Row &row, kvp::InputOp op, const Indices &at) {
   auto stride = [&](unsigned i) {
     return field(row, tensor + offsetof(kvpc_tensor, stride) + 8 * i);
   };
-  Value offset = e.mul(row.batch, stride(0));
   const Index head = *at.find("head");
-  offset = e.add(offset, e.mul(head.base, stride(1)));
   SmallVector<std::pair<Index, Value>> terms;
+  if (op.getInput() == kvp::Input::Output_weight) { // the same for all rows
+    terms = {{head, stride(0)},
+             {*at.find("group"), stride(1)},
+             {channelIndex(), stride(2)},
+             {*at.find("feature"), stride(3)}};
+    return loadFrom(inputStorage(), fieldPtr(row, tensor), terms, at.mask);
+  }
+  Value offset = e.mul(row.batch, stride(0));
+  offset = e.add(offset, e.mul(head.base, stride(1)));
   if (op.getInput() == kvp::Input::Queries) {
     // The last w of the given queries.
     Value skip =
@@ -632,6 +643,8 @@ Value Kernel::weights(const Row &row, BlockArgument arg, const Indices &at) {
 }
 
 Value Kernel::load(const Row &row, Value buffer, const Indices &at) {
+  if (buffer.getDefiningOp<kvplan::BufferOp>().getScope() == kvplan::Scope::Tile)
+    return loadBlock(buffer, at);
   SmallVector<std::pair<Index, Value>> terms;
   for (auto [i, axis] :
        llvm::enumerate(cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes()))

@@ -3,6 +3,7 @@
 
 #include "kvpc/abi.h"
 #include "mlir/Dialect/Math/IR/Math.h"
+#include "mlir/IR/Matchers.h"
 #include "llvm/ADT/TypeSwitch.h"
 
 using namespace mlir;
@@ -54,6 +55,8 @@ Value Kernel::length(const Row &row, Value cache) {
       Value n = length(row, state.before);
       if (!op)
         return n;
+      if (op.getJoint())
+        return jointBound(row, op);
       if (!op.getPartSize())
         return op.getScore().getType().getTensor().hasAxis("channel") ? n : keptOf(row, op);
       return e.min(e.mul(keptOf(row, op), *op.getPartSize()), n);
@@ -89,8 +92,94 @@ Value Kernel::keptOf(const Row &row, kvplan::SelectOp op) {
       n = length(row, op.getCache());
     else
       n = extent(row, kvplan::writtenTo(op.getScore()), "part");
-    return e.min(e.max(host(row, op.getCount()), e.constant(1)), n);
+    if (row.planning && (op.countsData() || !ascends(op.getCount())))
+      return n;
+    Value count = op.countsData() ? e.load(Storage::I64, elementBase(row, op.getCount()))
+                                  : host(row, op.getCount());
+    return e.min(e.max(count, e.constant(1)), n);
   });
+}
+
+/// Whether only the data say how many entries a state has.
+bool Kernel::countsData(Value cache) {
+  for (; states[cache].selection; cache = states[cache].before) {
+    auto op = dyn_cast<kvplan::SelectOp>(states[cache].selection);
+    if (!op || op.getJoint() || op.countsData() || op.getPartSize().value_or(1) > 1)
+      return true;
+  }
+  return false;
+}
+
+/// Whether a count can only grow with lengths that the data decide, so that upper bounds of those
+/// give one of it.
+bool Kernel::ascends(Value scalar) {
+  Operation *op = scalar.getDefiningOp();
+  if (!op)
+    return true;
+  std::function<bool(Value)> follows = [&](Value v) {
+    Operation *by = v.getDefiningOp();
+    if (!by)
+      return false;
+    if (auto dim = dyn_cast<kvp::DimOp>(by))
+      return dim.getDim() == kvp::Dim::Length && countsData(dim.getCache());
+    if (auto extent = dyn_cast<kvp::ExtentOp>(by)) {
+      kvp::AxisAttr axis = extent.getLike().getType().getAxis(extent.getAxis());
+      return countsData(cacheOfState(axis.getState()));
+    }
+    return llvm::any_of(by->getOperands(), follows);
+  };
+  if (!follows(scalar) || isa<kvp::DimOp, kvp::ExtentOp>(op))
+    return true;
+  if (auto of = dyn_cast<kvp::BudgetOfOp>(op))
+    return !follows(of.getBudget()) && ascends(of.getN());
+  if (auto share = dyn_cast<kvp::BudgetShareOp>(op))
+    return !follows(share.getBudget()) && ascends(share.getN());
+  auto map = dyn_cast<kvp::MapOp>(op);
+  if (!map)
+    return false;
+  auto all = [&](OperandRange operands) {
+    return llvm::all_of(operands, [&](Value v) { return ascends(v); });
+  };
+  switch (map.getFn()) {
+  case kvp::Fn::Add:
+  case kvp::Fn::Minimum:
+  case kvp::Fn::Maximum:
+  case kvp::Fn::Int:
+  case kvp::Fn::Float:
+    return all(map.getOperands());
+  case kvp::Fn::Where:
+    return !follows(map.getOperand(0)) && all(map.getOperands().drop_front());
+  case kvp::Fn::Div: {
+    Attribute by;
+    if (!ascends(map.getOperand(0)) || !matchPattern(map.getOperand(1), m_Constant(&by)))
+      return false;
+    auto whole = dyn_cast<IntegerAttr>(by);
+    return whole && whole.getInt() > 0;
+  }
+  default:
+    return false;
+  }
+}
+
+/// What each head is certain of, of the count that would be its even share.
+Value Kernel::floorOf(const Row &row, kvplan::SelectOp op, Value kept) {
+  Value certain = e.constant(1);
+  if (op.getAtLeast()) {
+    Value share = arith::MulFOp::create(e, arith::SIToFPOp::create(e, e.f64(), kept),
+                                        host(row, op.getAtLeast()));
+    certain = e.max(arith::FPToSIOp::create(e, e.i64(), share), certain);
+  }
+  return e.min(certain, kept);
+}
+
+/// The most that one head can win: what the others are not certain of.
+Value Kernel::jointBound(const Row &row, kvplan::SelectOp op) {
+  Value n = length(row, op.getCache());
+  if (op.countsData() || countsData(op.getCache()))
+    return n;
+  Value kept = keptOf(row, op), heads = field(row, offsetof(kvpc_call, heads));
+  Value others = e.mul(e.sub(heads, e.constant(1)), e.sub(kept, floorOf(row, op, kept)));
+  return e.min(e.add(kept, others), n);
 }
 
 //===------------------------------------------------------------------------------------------===//
@@ -217,6 +306,12 @@ Value Kernel::partsOf(const Row &row, Value n, kvp::PartitionOp op) {
   return op.getWhole() ? e.div(n, size) : e.ceilDiv(n, size);
 }
 
+/// Whether the channels of an input are those of values, which no selection thins.
+static bool hasValueChannels(kvp::InputOp input) {
+  return input &&
+         (input.getInput() == kvp::Input::Values || input.getInput() == kvp::Input::Output_weight);
+}
+
 /// Entries that a partition divides: to - from, never below 0.
 static Value partitioned(Emitter &e, Value from, Value to) {
   return e.max(e.sub(to, from), e.constant(0));
@@ -236,8 +331,7 @@ Value Kernel::extent(const Row &row, Value tensor, StringRef name) {
   if (base == "token")
     return length(row, cacheOfState(attr.getState()));
   if (base == "channel") {
-    auto input = origin.getDefiningOp<kvp::InputOp>();
-    if (input && input.getInput() == kvp::Input::Values)
+    if (hasValueChannels(origin.getDefiningOp<kvp::InputOp>()))
       return variant.channels ? e.constant(variant.channels)
                               : field(row, offsetof(kvpc_call, value_channels));
     return channels(row, cacheOfState(attr.getState()));
@@ -246,6 +340,10 @@ Value Kernel::extent(const Row &row, Value tensor, StringRef name) {
     return field(row, offsetof(kvpc_call, heads));
   if (base == "group")
     return field(row, offsetof(kvpc_call, groups));
+  if (base == "feature")
+    return field(row, offsetof(kvpc_call, features));
+  if (base == "layer")
+    return field(row, offsetof(kvpc_call, layers));
   if (base == "query" && attr.isStatic())
     return e.min(e.constant(attr.getExtent()), perRow(row, offsetof(kvpc_call, length)));
   if (auto weight = dyn_cast<BlockArgument>(origin)) {
@@ -266,8 +364,7 @@ std::optional<int64_t> Kernel::staticExtent(Value tensor, StringRef name) {
   kvp::AxisAttr attr = cast<kvp::NamedTensorType>(origin.getType()).getAxis(axis);
   StringRef base = axis.rtrim('\'');
   if (base == "channel" && variant.channels) {
-    auto input = origin.getDefiningOp<kvp::InputOp>();
-    bool whole = attr.getState() == 0 || (input && input.getInput() == kvp::Input::Values);
+    bool whole = attr.getState() == 0 || hasValueChannels(origin.getDefiningOp<kvp::InputOp>());
     for (int64_t s = attr.getState(); !whole; --s) {
       const CacheState &state = states[cacheOfState(s)];
       if (state.channels && states[state.before].channels != state.channels)
@@ -293,8 +390,7 @@ Value Kernel::bound(const Row &row, Value tensor, StringRef name) {
   if (base == "token")
     return field(row, offsetof(kvpc_call, tokens));
   if (base == "channel") {
-    auto input = origin.getDefiningOp<kvp::InputOp>();
-    return field(row, input && input.getInput() == kvp::Input::Values
+    return field(row, hasValueChannels(origin.getDefiningOp<kvp::InputOp>())
                           ? offsetof(kvpc_call, value_channels)
                           : offsetof(kvpc_call, channels));
   }

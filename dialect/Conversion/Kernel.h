@@ -110,6 +110,10 @@ private:
   mlir::Value parameter(const Row &row, mlir::BlockArgument arg, int64_t offset, mlir::Type type);
   /// Kept entries of a selection, clamped to what there is.
   mlir::Value keptOf(const Row &row, kvplan::SelectOp op);
+  mlir::Value floorOf(const Row &row, kvplan::SelectOp op, mlir::Value kept);
+  mlir::Value jointBound(const Row &row, kvplan::SelectOp op);
+  bool countsData(mlir::Value cache);
+  bool ascends(mlir::Value scalar);
   mlir::Value partsOf(const Row &row, mlir::Value n, kvp::PartitionOp op);
   /// Extent of an axis of a tensor for this row; `bound`: for any row.
   mlir::Value extent(const Row &row, mlir::Value tensor, llvm::StringRef axis);
@@ -181,6 +185,7 @@ private:
   bool isPanel(mlir::Value buffer);
   int64_t panelRows() const { return variant.lanes == 8 ? 16 : 64; }
   int64_t packedParts(mlir::Value panels);
+  llvm::StringRef packedAlong(mlir::Value panels);
   /// Over the entries [from, to) of axis `over` (none in a small step).
   void store(const Row &row, kvplan::StoreOp op, llvm::StringRef over, mlir::Value from,
              mlir::Value to);
@@ -194,12 +199,33 @@ private:
   /// Entries of a buffer in one tile of neighbours: 1, or as many as `every` says.
   mlir::Value everyOf(mlir::Value buffer);
   void contract(const Row &row, kvplan::ContractOp op, mlir::Value from, mlir::Value to);
+  /// Keys or values from entry `from` on: address, stride, ids of survivors (or null).
+  struct Stream {
+    mlir::Value base, stride, ids;
+  };
+  llvm::StringRef contraction() const;
+  static Fold foldOf(kvplan::Combine kind);
+  Stream streamOf(const Row &row, kvp::InputOp input, mlir::Value from);
   void pack(const Row &row, kvplan::PackOp op);
   void statistics(const Row &row, kvplan::StatisticsOp op, mlir::Value segment, mlir::Value from,
                   mlir::Value to, mlir::Value first);
   void combineStatistics(const Row &row, kvplan::StatisticsOp op, mlir::Value segments,
                          mlir::Value entries);
   mlir::Value tileFactors(const Row &row, mlir::Value factors, mlir::Value tile);
+
+  // Fold.cpp: contractions of which only a block of rows is held.
+  /// Where the block that is being made begins, and where it lies.
+  struct BlockPlace {
+    mlir::Value base, entry, row;
+  };
+  llvm::DenseMap<mlir::Value, BlockPlace> blocks;
+  void packAlong(const Row &row, kvplan::PackOp op);
+  void fold(const Row &row, kvplan::FoldOp op, llvm::StringRef over, mlir::Value from,
+            mlir::Value to);
+  mlir::Value loadBlock(mlir::Value buffer, const Indices &at);
+  llvm::SmallVector<Range> rowsBeside(const Row &row, mlir::Value tensor, llvm::StringRef along);
+  mlir::Value panelsOf(const Row &row, mlir::Value panels, mlir::Value width, mlir::Value rows,
+                       llvm::ArrayRef<Range> beside, const Indices &at);
 
   // Steps.cpp: parallel bodies.
   std::string body(llvm::function_ref<void(const Row &, mlir::Value)> item);
@@ -217,6 +243,7 @@ private:
   void order(const Row &row, kvplan::OrderOp op, kvplan::Space space);
   void rankTogether(const Row &row, kvplan::OrderOp op, kvplan::Space space);
   void select(const Row &row, kvplan::SelectOp op);
+  void selectJointly(const Row &row, kvplan::SelectOp op);
   void filter(const Row &row, kvplan::FilterOp op);
   void recordTokens(const Row &row, const CacheState &state, mlir::Value ids, mlir::Value count);
   void scores(const Row &row, kvplan::ScoresOp op);

@@ -97,12 +97,16 @@ Value Kernel::axisStride(const Row &row, Value buffer, unsigned i) {
 Value Kernel::taskBytes(const Row &row, Value buffer) {
   auto axes = cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes();
   if (isPanel(buffer)) {
-    Value rows = e.constant(1), width;
+    Value rows = e.constant(1);
+    Value width = e.max(field(row, offsetof(kvpc_call, channels)),
+                        field(row, offsetof(kvpc_call, value_channels)));
     for (kvp::AxisAttr axis : axes)
-      if (axis.getName() == "channel")
-        width = field(row, offsetof(kvpc_call, channels));
-      else if (axis.getName() != "head")
-        rows = e.mul(rows, bufferExtent(row, buffer, axis.getName(), true));
+      if (axis.getName() != "channel" && axis.getName() != "head") {
+        Value count = bufferExtent(row, buffer, axis.getName(), true);
+        if (axis.getName() == packedAlong(buffer))
+          count = e.roundUp(count, panelRows());
+        rows = e.mul(rows, count);
+      }
     // f32, or two parts of bf16: 4 bytes an element.
     return e.mul(e.mul(e.roundUp(rows, panelRows()), width), 4);
   }
@@ -245,7 +249,7 @@ void Kernel::fill(const Row &row, kvplan::StoreOp op, StringRef over, Value from
 // Accumulators
 //===------------------------------------------------------------------------------------------===//
 
-static Kernel::Fold foldOf(kvplan::Combine kind) {
+Kernel::Fold Kernel::foldOf(kvplan::Combine kind) {
   switch (kind) {
   case kvplan::Combine::Sum:
     return Kernel::Fold::Sum;
@@ -415,6 +419,8 @@ void Kernel::combinePartials(const Row &row, kvplan::AccumulateOp op, Value segm
 //===------------------------------------------------------------------------------------------===//
 
 void Kernel::pack(const Row &row, kvplan::PackOp op) {
+  if (op.getAlong())
+    return packAlong(row, op);
   Value panels = elementBase(row, op.getBuffer());
   Value width = extent(row, op.getRows(), "channel");
   Value keyType = e.constant(variant.dtype), one = e.constant(1);
@@ -439,8 +445,8 @@ void Kernel::pack(const Row &row, kvplan::PackOp op) {
                  e.mul(e.mul(table, field(row, offsetof(kvpc_call, channels))), 4));
     }
     e.call("kvpc_prim_pack_rows",
-           {q, keyType, stride(2), stride(3), field(row, offsetof(kvpc_call, groups)), rows, width,
-            ids, e.constantF32(1), keyType, one, panels});
+           {q, keyType, stride(2), stride(3), one, field(row, offsetof(kvpc_call, groups)), rows,
+            width, ids, e.constantF32(1), keyType, one, panels});
     return;
   }
   // Computed rows: f32, dense, in two parts where panels hold bf16.
@@ -454,8 +460,8 @@ void Kernel::pack(const Row &row, kvplan::PackOp op) {
     if (axis.getName() != "head" && axis.getName() != "channel")
       rows = e.mul(rows, bufferExtent(row, load.getBuffer(), axis.getName(), false));
   Value q = elementBase(row, load.getBuffer());
-  e.call("kvpc_prim_pack_rows", {q, e.constant(KVPC_F32), e.constant(0), width, one, rows, width,
-                                 null, e.constantF32(1), keyType, e.constant(2), panels});
+  e.call("kvpc_prim_pack_rows", {q, e.constant(KVPC_F32), e.constant(0), width, one, one, rows,
+                                 width, null, e.constantF32(1), keyType, e.constant(2), panels});
 }
 
 /// Address of a buffer's first element for this task.
@@ -486,8 +492,7 @@ Value Kernel::entryStride(const Row &row, Value buffer) {
   llvm_unreachable("a wide buffer has entries");
 }
 
-void Kernel::contract(const Row &row, kvplan::ContractOp op, Value from, Value to) {
-  auto input = op.getStream().getDefiningOp<kvp::InputOp>();
+Kernel::Stream Kernel::streamOf(const Row &row, kvp::InputOp input, Value from) {
   const CacheState &state = states[input.getCache()];
   const int64_t tensor = input.getInput() == kvp::Input::Keys ? offsetof(kvpc_call, keys)
                                                               : offsetof(kvpc_call, values);
@@ -506,24 +511,32 @@ void Kernel::contract(const Row &row, kvplan::ContractOp op, Value from, Value t
   } else {
     offset = e.add(offset, e.mul(from, stride(2)));
   }
-  Value keys = e.at(fieldPtr(row, tensor), e.mul(offset, bytesOf(inputStorage())));
+  return {e.at(fieldPtr(row, tensor), e.mul(offset, bytesOf(inputStorage()))), stride(2), ids};
+}
+
+void Kernel::contract(const Row &row, kvplan::ContractOp op, Value from, Value to) {
+  Stream stream = streamOf(row, op.getStream().getDefiningOp<kvp::InputOp>(), from);
   Value rows = rowCount(row, op.getBuffer());
   Value step = entryStride(row, op.getBuffer());
   Value out = e.at(elementBase(row, op.getBuffer()), e.mul(e.mul(from, step), 4));
   Value scale = e.toFloat(host(row, op.getScale()));
-  SmallVector<Value> args{keys,
-                          stride(2),
-                          ids,
+  SmallVector<Value> args{stream.base,
+                          stream.stride,
+                          stream.ids,
                           e.sub(to, from),
                           extent(row, op.getStream(), "channel"),
                           elementBase(row, op.getPanels())};
   if (variant.dtype == KVPC_BF16)
     args.push_back(e.constant(packedParts(op.getPanels())));
   args.append({rows, scale, out, step});
-  e.call(variant.dtype == KVPC_F32    ? "kvpc_prim_contract_f32"
+  e.call(contraction(), args);
+}
+
+/// The microkernel for the keys' dtype.
+StringRef Kernel::contraction() const {
+  return variant.dtype == KVPC_F32    ? "kvpc_prim_contract_f32"
          : variant.dtype == KVPC_BF16 ? "kvpc_prim_contract_bf16"
-                                      : "kvpc_prim_contract_f16",
-         args);
+                                      : "kvpc_prim_contract_f16";
 }
 
 int64_t Kernel::packedParts(Value panels) {
@@ -531,6 +544,14 @@ int64_t Kernel::packedParts(Value panels) {
     if (auto pack = dyn_cast<kvplan::PackOp>(user))
       return pack.getRows().getDefiningOp<kvp::InputOp>() ? 1 : 2;
   return 1;
+}
+
+/// The axis along which rows fill panels of their own; empty: none does.
+StringRef Kernel::packedAlong(Value panels) {
+  for (Operation *user : panels.getUsers())
+    if (auto pack = dyn_cast<kvplan::PackOp>(user))
+      return pack.getAlong().value_or("");
+  return "";
 }
 
 void Kernel::statistics(const Row &row, kvplan::StatisticsOp op, Value segment, Value from,

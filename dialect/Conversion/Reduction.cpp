@@ -122,6 +122,10 @@ static Contiguous contiguousAxes(Value v, llvm::DenseMap<Value, Contiguous> &see
   } else {
     TypeSwitch<Operation *>(op)
         .Case([&](kvp::InputOp input) {
+          if (input.getInput() == kvp::Input::Output_weight) {
+            out.axes.push_back("channel"); // as a linear layer has it
+            return;
+          }
           out.axes.push_back(input.getResult().getType().getAxes().back().getName());
         })
         .Case([&](kvplan::LoadOp load) {

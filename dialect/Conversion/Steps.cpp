@@ -98,6 +98,8 @@ Value Kernel::passEntries(const Row &row, kvplan::PassOp op, bool upper) {
       swept = store.getValue();
     else if (auto accumulate = dyn_cast<kvplan::AccumulateOp>(inner))
       swept = accumulate.getValue();
+    else if (auto fold = dyn_cast<kvplan::FoldOp>(inner))
+      swept = fold.getValue();
     else if (auto statistics = dyn_cast<kvplan::StatisticsOp>(inner))
       swept = axesOf(statistics.getBuffer());
     if (swept && cast<kvp::NamedTensorType>(swept.getType()).getAxis(axis) == op.getOver())
@@ -136,6 +138,8 @@ void Kernel::pass(const Row &row, kvplan::PassOp op, kvplan::Space space) {
           accumulate(task, a, over, segment, begin, end, first);
         else if (auto c = dyn_cast<kvplan::ContractOp>(inner))
           contract(task, c, begin, end);
+        else if (auto f = dyn_cast<kvplan::FoldOp>(inner))
+          fold(task, f, over, begin, end);
         else if (auto s = dyn_cast<kvplan::StatisticsOp>(inner))
           statistics(task, s, segment, begin, end, first);
         memo.pop_back();
@@ -327,7 +331,64 @@ Value Kernel::scoreBase(const Row &row, Value buffer) {
   return elementBase(row, buffer);
 }
 
+/// One choice for all heads of a row: lengths and floors of the heads, then the primitive.
+void Kernel::selectJointly(const Row &row, kvplan::SelectOp op) {
+  const CacheState state = states[op.getResult()];
+  bool throughIndex = states[state.before].tokens;
+  std::string work = body([&](const Row &outer, Value number) {
+    Row task = taskRow(outer, number, kvplan::Space::Batch, number);
+    Value heads = field(task, offsetof(kvpc_call, heads));
+    Value width = field(task, offsetof(kvpc_call, tokens));
+    Value scratch =
+        e.at(slotPtr(task, scratchSlot), e.mul(e.mul(number, heads), slotI64(task, scratchStride)));
+    auto take = [&](Value bytes) {
+      Value out = scratch;
+      scratch = e.at(scratch, e.roundUp(bytes, 64));
+      return out;
+    };
+    Value lengths = take(e.mul(heads, 8)), floors = take(e.mul(heads, 8));
+    auto eachHead = [&](ValueRange init,
+                        function_ref<SmallVector<Value>(const Row &, Value, ValueRange)> one) {
+      return e.loop(e.constant(0), heads, 1, init, [&](Value head, ValueRange carried) {
+        Row own = task;
+        own.head = head;
+        return one(own, e.mul(head, 8), carried);
+      });
+    };
+    Value budget = eachHead(e.constant(0), [&](const Row &own, Value at, ValueRange sum) {
+      Value kept = keptOf(own, op);
+      e.storeScalar(length(own, op.getCache()), e.at(lengths, at));
+      e.storeScalar(floorOf(own, op, kept), e.at(floors, at));
+      return SmallVector<Value>{e.add(sum[0], kept)};
+    })[0];
+    Value counts = e.at(slotPtr(task, state.counts), e.mul(tableIndex(task, true), 8));
+    Value ids = idsOf(task, state.tokens, true, width);
+    if (throughIndex) {
+      counts = take(e.mul(heads, 8));
+      ids = take(e.mul(e.mul(heads, width), 4));
+    }
+    auto strideOf = [&](Value buffer) {
+      if (!buffer || !cast<kvplan::BufferType>(buffer.getType()).getTensor().hasAxis("head"))
+        return e.constant(0);
+      return e.div(slotI64(task, buffers[buffer].stride), e.constant(bytesOf(storageOf(buffer))));
+    };
+    e.call("kvpc_prim_select_joint", e.i64(),
+           {scoreBase(task, op.getScore()), strideOf(op.getScore()),
+            scoreBase(task, op.getProtect()), strideOf(op.getProtect()), heads, lengths, width,
+            budget, floors, ids, width, counts, scratch});
+    if (throughIndex)
+      eachHead({}, [&](const Row &own, Value at, ValueRange) {
+        Value mine = e.at(ids, e.mul(e.mul(own.head, width), 4));
+        recordTokens(own, state, mine, e.loadI64(e.at(counts, at), 0));
+        return SmallVector<Value>{};
+      });
+  });
+  onLeader(row, op.getLeader(), [&] { launch(row, work, taskCount(row, kvplan::Space::Batch)); });
+}
+
 void Kernel::select(const Row &row, kvplan::SelectOp op) {
+  if (op.getJoint())
+    return selectJointly(row, op);
   const CacheState state = states[op.getResult()];
   auto tensor = op.getScore().getType().getTensor();
   bool byChannel = tensor.hasAxis("channel");

@@ -9,6 +9,19 @@
 using namespace mlir;
 using namespace kvpc::kvp;
 
+/// How many a selection keeps: `i64`, which is not spelled, or a tensor from data.
+static ParseResult parseCountType(OpAsmParser &p, Type &type) {
+  if (succeeded(p.parseOptionalKeyword("as")))
+    return p.parseType(type);
+  type = p.getBuilder().getI64Type();
+  return success();
+}
+
+static void printCountType(OpAsmPrinter &p, Operation *, Type type) {
+  if (!type.isInteger(64))
+    p << " as " << type;
+}
+
 #include "dialect/IR/KvpDialect.cpp.inc"
 #include "dialect/IR/KvpEnums.cpp.inc"
 #define GET_ATTRDEF_CLASSES
@@ -207,6 +220,17 @@ LogicalResult TopkOp::verify() {
     return failure();
   if (getPartSize().has_value() != (axis->getName() == "part"))
     return emitOpError("needs `part_size` with axis `part`, and only there (C3)");
+  NamedTensorType score = getScore().getType();
+  if (getJoint() && (axis->getName() != "token" || !score.hasAxis("head")))
+    return emitOpError() << "`joint` chooses over `head` and `token`; the score is " << score
+                         << " (C4)";
+  if (getAtLeast() && !getJoint())
+    return emitOpError("`at_least` needs `joint` (C4)");
+  if (auto counts = dyn_cast<NamedTensorType>(getCount().getType()))
+    if (axis->getName() == "channel" || !llvm::all_of(counts.getAxes(), [&](AxisAttr own) {
+          return own.getName() == "head" && score.hasAxis("head");
+        }))
+      return emitOpError() << "cannot keep " << counts << " of the score " << score << " (C5)";
   if (getProtect() &&
       failed(uniteAxes(getScore().getType().getAxes(), getProtect().getType().getAxes(),
                        [&] { return emitOpError(); })))

@@ -91,6 +91,9 @@ def Kvp_Value : AnyTypeOf<[Kvp_TensorType, I64, F64, I1], "tensor or host scalar
 def Kvp_BoolTensor : Type<And<[CPred<"::llvm::isa<::kvpc::kvp::NamedTensorType>($_self)">,
     CPred<"::llvm::cast<::kvpc::kvp::NamedTensorType>($_self).getElementType().isInteger(1)">]>,
     "tensor of i1", "::kvpc::kvp::NamedTensorType">;
+def Kvp_IntTensor : Type<And<[CPred<"::llvm::isa<::kvpc::kvp::NamedTensorType>($_self)">,
+    CPred<"::llvm::cast<::kvpc::kvp::NamedTensorType>($_self).getElementType().isInteger(64)">]>,
+    "tensor of i64", "::kvpc::kvp::NamedTensorType">;
 def Kvp_FloatTensor : Type<And<[CPred<"::llvm::isa<::kvpc::kvp::NamedTensorType>($_self)">,
     CPred<"::llvm::cast<::kvpc::kvp::NamedTensorType>($_self).getElementType().isF32()">]>,
     "tensor of f32", "::kvpc::kvp::NamedTensorType">;
@@ -131,7 +134,8 @@ def Kvp_PressOp : Kvp_Op<"press", [Symbol, IsolatedFromAbove, SingleBlock]> {
   let summary = "one exported press: a pipeline of selections over the cache";
   let description = [{
     The block's arguments are the untouched cache (`!kvp.cache<0>`), then the runtime scalars and
-    budgets in the order of the module header, then the weights (f32 tensors, taken at this layer).
+    budgets in the order of the module header, then the weights (f32 tensors, taken at this layer;
+    those with an axis `layer` are those of all layers).
     `parameters` describes all parameters, static ones with their value: a dictionary each with
     `name`, `type`, `static`, `doc` and, where they exist, `default`, `value`, `min`, `max`, `axes`.
     `kind` is `score` for a declaration that was a score and got `topk(budget)`, else `press`.
@@ -445,7 +449,7 @@ def Kvp_AtOp : Kvp_Pure<"at"> {
 // Selections
 //===------------------------------------------------------------------------------------------===//
 
-def Kvp_TopkOp : Kvp_Pure<"topk"> {
+def Kvp_TopkOp : Kvp_Pure<"topk", [AttrSizedOperandSegments]> {
   let summary = "keeps the `count` highest-scored entries along the score's own element axis";
   let description = [{
     The axis is `token`, `channel` or `part`. `count` entries are kept of each row of the score
@@ -454,18 +458,26 @@ def Kvp_TopkOp : Kvp_Pure<"topk"> {
     runs of `part_size` tokens. `reuse = n`: the first of every n layers chooses, the others take its
     choice.
 
+    A `count` from data is a tensor, over `head` where heads keep different numbers. `joint`: the
+    counts of all heads are one budget, which goes to the highest entries of all; of equals the earlier
+    token, then head comes first. But each head keeps int(`at_least` * count), and at least one, of its
+    own best.
+
     - **C1**: the score has exactly one of token, channel, part and at most head beside it
     - **C2**: the element axis belongs to the state of `cache`
     - **C3**: `part_size` is given iff the axis is `part`
+    - **C4**: `joint` takes a score over head and token; `at_least` stands with it alone
+    - **C5**: a count from data is over nothing, or over head like the score, and not of channels
   }];
-  let arguments = (ins Kvp_CacheType:$cache, Kvp_FloatTensor:$score, I64:$count,
-                       Optional<Kvp_BoolTensor>:$protect, OptionalAttr<I64Attr>:$part_size,
+  let arguments = (ins Kvp_CacheType:$cache, Kvp_FloatTensor:$score,
+                       AnyTypeOf<[I64, Kvp_IntTensor]>:$count, Optional<Kvp_BoolTensor>:$protect,
+                       Optional<F64>:$at_least, UnitAttr:$joint, OptionalAttr<I64Attr>:$part_size,
                        OptionalAttr<I64Attr>:$reuse);
   let results = (outs Kvp_CacheType:$result);
   let assemblyFormat = [{
-    $cache `by` $score `keep` $count (`protect` $protect^ `:` type($protect))?
-    (`part_size` $part_size^)? (`reuse` $reuse^)? attr-dict
-    `:` type($cache) `,` type($score) `->` type($result)
+    $cache `by` $score `keep` $count `` custom<CountType>(type($count)) (`joint` $joint^)?
+    (`at_least` $at_least^)? (`protect` $protect^ `:` type($protect))? (`part_size` $part_size^)?
+    (`reuse` $reuse^)? attr-dict `:` type($cache) `,` type($score) `->` type($result)
   }];
   let hasVerifier = 1;
   let extraClassDeclaration = [{
@@ -473,6 +485,8 @@ def Kvp_TopkOp : Kvp_Pure<"topk"> {
     ::llvm::StringRef getElementAxis();
     /// Whether one choice serves all heads.
     bool isUniform() { return !getScore().getType().hasAxis("head"); }
+    /// Whether how many are kept is known only when the data is.
+    bool countsData() { return !getCount().getType().isInteger(64); }
   }];
 }
 

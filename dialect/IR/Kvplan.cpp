@@ -10,6 +10,19 @@ using namespace kvpc::kvplan;
 using kvpc::kvp::AxisAttr;
 using kvpc::kvp::NamedTensorType;
 
+/// How many a selection keeps: `i64`, which is not spelled, or a buffer.
+static ParseResult parseCountType(OpAsmParser &p, Type &type) {
+  if (succeeded(p.parseOptionalKeyword("as")))
+    return p.parseType(type);
+  type = p.getBuilder().getI64Type();
+  return success();
+}
+
+static void printCountType(OpAsmPrinter &p, Operation *, Type type) {
+  if (!type.isInteger(64))
+    p << " as " << type;
+}
+
 #include "dialect/IR/KvplanDialect.cpp.inc"
 #include "dialect/IR/KvplanEnums.cpp.inc"
 #define GET_ATTRDEF_CLASSES
@@ -86,6 +99,17 @@ LogicalResult AccumulateOp::verify() {
   return success();
 }
 
+LogicalResult FoldOp::verify() {
+  NamedTensorType value = getValue().getType(), whole = getBuffer().getType().getTensor();
+  if (!value.hasAxis(getOver()) || whole.hasAxis(getOver()))
+    return emitOpError() << "reduces over `" << getOver() << "`: " << value << " must have it, "
+                         << whole << " must not";
+  auto block = getBlock().getDefiningOp<BufferOp>();
+  if (!block || block.getScope() != Scope::Tile)
+    return emitOpError("needs a block of scope `tile`");
+  return success();
+}
+
 //===------------------------------------------------------------------------------------------===//
 // Where axes come from
 //===------------------------------------------------------------------------------------------===//
@@ -102,6 +126,9 @@ Value kvpc::kvplan::writtenTo(Value buffer) {
     if (auto accumulate = dyn_cast<AccumulateOp>(user))
       if (accumulate.getBuffer() == buffer)
         return accumulate.getValue();
+    if (auto fold = dyn_cast<FoldOp>(user))
+      if (fold.getBuffer() == buffer)
+        return fold.getValue();
     if (auto order = dyn_cast<OrderOp>(user))
       if (order.getResult() == buffer)
         return writtenTo(order.getInput());

@@ -126,8 +126,15 @@ def Kvplan_AccumulateOp : Kvplan_Op<"accumulate", [HasParent<"PassOp">]> {
 
 def Kvplan_PackOp : Kvplan_Op<"pack", [HasParent<"SmallOp">]> {
   let summary = "packs the rows of a contraction into panels, rows on lanes";
-  let arguments = (ins Kvp_FloatTensor:$rows, Kvplan_BufferType:$buffer);
-  let assemblyFormat = "$rows `into` $buffer attr-dict `:` type($rows) `,` type($buffer)";
+  let description = [{
+    `along`: the rows along this axis fill panels of their own for each element of the others, so that
+    a block of them can be contracted by itself.
+  }];
+  let arguments = (ins Kvp_FloatTensor:$rows, Kvplan_BufferType:$buffer,
+                       OptionalAttr<StrAttr>:$along);
+  let assemblyFormat = [{
+    $rows (`along` $along^)? `into` $buffer attr-dict `:` type($rows) `,` type($buffer)
+  }];
 }
 
 def Kvplan_ContractOp : Kvplan_Op<"contract", [HasParent<"PassOp">]> {
@@ -142,6 +149,26 @@ def Kvplan_ContractOp : Kvplan_Op<"contract", [HasParent<"PassOp">]> {
     $stream `by` $panels `scale` $scale `into` $buffer attr-dict
     `:` type($stream) `,` type($panels) `,` type($buffer)
   }];
+}
+
+def Kvplan_FoldOp : Kvplan_Op<"fold", [HasParent<"PassOp">]> {
+  let summary = "reduces over the rows of a contraction, block by block, so that they are never held";
+  let description = [{
+    For each entry of the tile, and each element of the other axes of the rows, `block` holds the
+    contraction of `stream` with some neighbouring rows along `over`; `value` is made of it and reduced
+    over them. Blocks are taken in order, and have the same number of rows whatever the machine. The
+    buffer has the value's axes without `over`.
+  }];
+  let arguments = (ins Kvplan_CombineAttr:$kind, Kvp_TensorType:$value, StrAttr:$over,
+                       Optional<Kvp_BoolTensor>:$where, Kvp_FloatTensor:$stream,
+                       Kvplan_BufferType:$panels, Kvplan_BufferType:$block,
+                       Kvplan_BufferType:$buffer);
+  let assemblyFormat = [{
+    $kind $value `over` $over (`where` $where^ `:` type($where))? `of` $stream `by` $panels `in` $block
+    `into` $buffer attr-dict `:` type($value) `,` type($stream) `,` type($panels) `,` type($block) `,`
+    type($buffer)
+  }];
+  let hasVerifier = 1;
 }
 
 def Kvplan_StatisticsOp : Kvplan_Op<"statistics", [HasParent<"PassOp">,
@@ -188,21 +215,27 @@ def Kvplan_OrderOp : Kvplan_Op<"order", [HasParent<"TasksOp">, AttrSizedOperandS
   }];
 }
 
-def Kvplan_SelectOp : Kvplan_Op<"select"> {
+def Kvplan_SelectOp : Kvplan_Op<"select", [AttrSizedOperandSegments]> {
   let summary = "chooses `count` entries of each row of a score";
   let description = [{
     The kept entries ascend. The result is the cache restricted to them: later passes read survivors
     through the index, and nothing moves before the compaction. `leader = n`: layers that are not the
-    first of n take the choice from the host's state.
+    first of n take the choice from the host's state. `joint`: one choice for all heads of a row.
   }];
-  let arguments = (ins Kvp_CacheType:$cache, Kvplan_BufferType:$score, I64:$count,
-                       Optional<Kvplan_BufferType>:$protect, OptionalAttr<I64Attr>:$part_size,
+  let arguments = (ins Kvp_CacheType:$cache, Kvplan_BufferType:$score,
+                       AnyTypeOf<[I64, Kvplan_BufferType]>:$count,
+                       Optional<Kvplan_BufferType>:$protect, Optional<F64>:$at_least,
+                       UnitAttr:$joint, OptionalAttr<I64Attr>:$part_size,
                        OptionalAttr<I64Attr>:$leader);
   let results = (outs Kvp_CacheType:$result);
   let assemblyFormat = [{
-    $cache `by` $score `keep` $count (`protect` $protect^ `:` type($protect))?
-    (`part_size` $part_size^)? (`leader` $leader^)? attr-dict
-    `:` type($cache) `,` type($score) `->` type($result)
+    $cache `by` $score `keep` $count `` custom<CountType>(type($count)) (`joint` $joint^)?
+    (`at_least` $at_least^)? (`protect` $protect^ `:` type($protect))? (`part_size` $part_size^)?
+    (`leader` $leader^)? attr-dict `:` type($cache) `,` type($score) `->` type($result)
+  }];
+  let extraClassDeclaration = [{
+    /// Whether how many are kept is known only when the data is.
+    bool countsData() { return !getCount().getType().isInteger(64); }
   }];
 }
 

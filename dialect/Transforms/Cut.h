@@ -35,7 +35,7 @@ struct Step {
 
 /// A value that is held in a buffer (or a selection), and how it gets there.
 struct Root {
-  enum Kind { Store, Accumulate, Contract, Pack, Statistics, Order, Select } kind;
+  enum Kind { Store, Accumulate, Contract, Pack, Fold, Statistics, Order, Select } kind;
   mlir::Value value;                    // the kvp value; null for pack
   mlir::Operation *selection = nullptr; // topk or mask
   Step key;
@@ -49,15 +49,19 @@ struct Root {
   bool ownOfHeads = false; // no axis `head`, and yet each head has its own
   bool inPlace = false;    // shares the buffer of the contraction it masks
   std::string last;        // innermost axis: rows of whole-row operations; empty: any
-  // Contract: the operands and the factor of the sum.
+  // Contract and fold: the operands, the factor of the sum.
   mlir::Value stream, rows, scale;
+  // Fold: the contraction that a block takes the place of; the axis of its rows, of pack too.
+  mlir::Value contraction;
+  std::string along;
+  kvplan::BufferOp block;
 
   /// What must be evaluated or loaded to make it.
   llvm::SmallVector<mlir::Value> operands() const;
   /// Entries of a tile.
   int64_t tile() const;
   /// Whether an entry's value is there as soon as its tile is done.
-  bool makesEntries() const { return kind == Store || kind == Contract; }
+  bool makesEntries() const { return kind == Store || kind == Contract || kind == Fold; }
 };
 
 class Program {
@@ -88,6 +92,8 @@ private:
   Step keyOf(mlir::Value v);
   mlir::LogicalResult holdOp(mlir::Operation &op);
   bool holdContraction(kvp::DotOp op);
+  bool holdFold(kvp::ReduceOp op);
+  unsigned holdRows(mlir::Value rows, llvm::StringRef along = "");
 
   // Cut.cpp
   unsigned stepOfCache(mlir::Value cache) const;
@@ -103,6 +109,8 @@ private:
                        const Root &root);
   void hostOperands(mlir::ImplicitLocOpBuilder &b, const Root &root);
   void declare(mlir::ImplicitLocOpBuilder &b);
+  std::tuple<kvplan::Combine, mlir::Value, mlir::Value>
+  emitCombine(mlir::ImplicitLocOpBuilder &b, Root &root, mlir::IRMapping &here);
   void emitRoot(mlir::ImplicitLocOpBuilder &b, Root &root, mlir::IRMapping &here);
   void emitSelection(mlir::ImplicitLocOpBuilder &b, Root &root);
 };

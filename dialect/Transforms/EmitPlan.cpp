@@ -136,6 +136,11 @@ void Program::declare(ImplicitLocOpBuilder &b) {
       continue;
     if (root.kind == Root::Pack) {
       root.buffer = buffer(tensorOf(root.rows), kvplan::Scope::Call);
+    } else if (root.kind == Root::Fold) {
+      Root shape = root;
+      shape.last = root.along;
+      root.block = buffer(memoryOrder(tensorOf(root.contraction), shape), kvplan::Scope::Tile);
+      root.buffer = buffer(memoryOrder(tensorOf(root.value), root), kvplan::Scope::Call);
     } else if (root.kind == Root::Statistics) {
       NamedTensorType type = tensorOf(root.value).without({root.key.over.getName()});
       root.buffer = buffer(memoryOrder(type, root), kvplan::Scope::Call);
@@ -151,6 +156,33 @@ void Program::declare(ImplicitLocOpBuilder &b) {
   }
 }
 
+/// How a reduction combines, what it takes and where.
+std::tuple<kvplan::Combine, Value, Value> Program::emitCombine(ImplicitLocOpBuilder &b, Root &root,
+                                                               IRMapping &here) {
+  auto reduce = cast<kvp::ReduceOp>(root.value.getDefiningOp());
+  Value x = evaluate(b, reduce.getInput(), here, root);
+  Value where = reduce.getWhere() ? evaluate(b, reduce.getWhere(), here, root) : Value();
+  switch (reduce.getKind()) {
+  case kvp::Reduction::Max:
+    return {kvplan::Combine::Max, x, where};
+  case kvp::Reduction::Min:
+    return {kvplan::Combine::Min, x, where};
+  case kvp::Reduction::Any:
+    return {kvplan::Combine::Any, x, where};
+  case kvp::Reduction::All:
+    return {kvplan::Combine::All, x, where};
+  case kvp::Reduction::Count: {
+    auto number = [&](int64_t n) -> Value {
+      return arith::ConstantOp::create(b, b.getI64IntegerAttr(n));
+    };
+    x = kvp::MapOp::create(b, kvp::Fn::Where, ValueRange{x, number(1), number(0)});
+    return {kvplan::Combine::Sum, x, where};
+  }
+  default:
+    return {kvplan::Combine::Sum, x, where};
+  }
+}
+
 void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
   if (root.value)
     b.setLoc(root.value.getLoc());
@@ -160,39 +192,25 @@ void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
     here.erase(root.value); // what comes next in the step loads it
     break;
   case Root::Accumulate: {
-    auto reduce = cast<kvp::ReduceOp>(root.value.getDefiningOp());
-    Value x = evaluate(b, reduce.getInput(), here, root);
-    Value where = reduce.getWhere() ? evaluate(b, reduce.getWhere(), here, root) : Value();
-    kvplan::Combine kind;
-    switch (reduce.getKind()) {
-    case kvp::Reduction::Max:
-      kind = kvplan::Combine::Max;
-      break;
-    case kvp::Reduction::Min:
-      kind = kvplan::Combine::Min;
-      break;
-    case kvp::Reduction::Any:
-      kind = kvplan::Combine::Any;
-      break;
-    case kvp::Reduction::All:
-      kind = kvplan::Combine::All;
-      break;
-    case kvp::Reduction::Count: {
-      auto number = [&](int64_t n) -> Value {
-        return arith::ConstantOp::create(b, b.getI64IntegerAttr(n));
-      };
-      x = kvp::MapOp::create(b, kvp::Fn::Where, ValueRange{x, number(1), number(0)});
-      kind = kvplan::Combine::Sum;
-      break;
-    }
-    default:
-      kind = kvplan::Combine::Sum;
-    }
+    auto [kind, x, where] = emitCombine(b, root, here);
     kvplan::AccumulateOp::create(b, kind, x, where, root.buffer);
     break;
   }
+  case Root::Fold: {
+    // What is made of the block is of no use to others.
+    IRMapping own = here;
+    own.map(root.contraction,
+            kvplan::LoadOp::create(b, kvp::inCanonicalOrder(tensorOf(root.contraction)),
+                                   root.block.getResult())
+                .getResult());
+    auto [kind, x, where] = emitCombine(b, root, own);
+    kvplan::FoldOp::create(b, kind, x, root.along, where, evaluate(b, root.stream, own, root),
+                           roots[root.after.front()].buffer, root.block, root.buffer);
+    break;
+  }
   case Root::Pack:
-    kvplan::PackOp::create(b, evaluate(b, root.rows, here, root), root.buffer);
+    kvplan::PackOp::create(b, evaluate(b, root.rows, here, root), root.buffer,
+                           root.along.empty() ? StringAttr() : b.getStringAttr(root.along));
     break;
   case Root::Contract: {
     Value scale = root.scale ? top.lookup(root.scale)
@@ -213,10 +231,11 @@ void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
       return v ? roots[rootOf[v]].buffer.getResult() : Value();
     };
     if (auto rank = dyn_cast<kvp::RankOp>(op)) {
-      // Of equals the earlier token comes first, then the earlier head.
+      // Of equals the earlier token comes first, then the earlier head, then the earlier layer.
       SmallVector<StringRef> over = kvp::axisNames(rank.getOver());
-      if (auto head = llvm::find(over, "head"); head != over.end())
-        std::rotate(head, head + 1, over.end());
+      for (StringRef late : {"head", "layer"})
+        if (auto axis = llvm::find(over, late); axis != over.end())
+          std::rotate(axis, axis + 1, over.end());
       kvplan::OrderOp::create(b, kvplan::Order::Rank, bufferOf(rank.getInput()),
                               bufferOf(rank.getProtect()), bufferOf(rank.getWhere()), root.buffer,
                               ranksTogether(rank) ? b.getStrArrayAttr(over) : ArrayAttr());
@@ -243,11 +262,12 @@ void Program::emitSelection(ImplicitLocOpBuilder &b, Root &root) {
   IntegerAttr leader = root.reuse ? b.getI64IntegerAttr(root.reuse) : IntegerAttr();
   Value cache;
   if (auto topk = dyn_cast<kvp::TopkOp>(root.selection)) {
-    auto part = topk.getPartSizeAttr();
+    Value count = topk.countsData() ? bufferOf(topk.getCount()) : atTop(b, topk.getCount());
+    Value atLeast = topk.getAtLeast() ? atTop(b, topk.getAtLeast()) : Value();
     cache = kvplan::SelectOp::create(
         b, kvp::CacheType::get(b.getContext(), topk.getResult().getType().getState()),
-        atTop(b, topk.getCache()), bufferOf(topk.getScore()), atTop(b, topk.getCount()),
-        bufferOf(topk.getProtect()), part, leader);
+        atTop(b, topk.getCache()), bufferOf(topk.getScore()), count, bufferOf(topk.getProtect()),
+        atLeast, topk.getJointAttr(), topk.getPartSizeAttr(), leader);
   } else {
     auto mask = cast<kvp::MaskOp>(root.selection);
     cache = kvplan::FilterOp::create(
@@ -360,7 +380,8 @@ LogicalResult Program::emit() {
     auto in = [](Operation *user) { return user->getParentOfType<kvplan::TasksOp>(); };
     bool packed = llvm::any_of(users, [](Operation *user) { return isa<kvplan::PackOp>(user); });
     auto first = users.empty() ? kvplan::TasksOp() : in(*users.begin());
-    if (first && (packed || isWide(buffer.getType().getTensor())) &&
+    if (first && buffer.getScope() != kvplan::Scope::Tile &&
+        (packed || isWide(buffer.getType().getTensor())) &&
         llvm::all_of(users, [&](Operation *user) { return in(user) == first; }))
       buffer.setScope(kvplan::Scope::Task);
   }

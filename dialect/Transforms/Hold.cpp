@@ -24,12 +24,21 @@ AxisAttr kvpc::cut::entryAxis(NamedTensorType type) {
 
 static NamedTensorType tensorOf(Value v) { return dyn_cast<NamedTensorType>(v.getType()); }
 
+/// An axis that is as long as the model is wide: with entries beside it a value is never held.
+constexpr StringRef kUnbounded = "feature";
+
+static bool isUnbounded(NamedTensorType type) {
+  return type && type.hasAxis(kUnbounded) && entryAxis(type);
+}
+
 int64_t Root::tile() const { return key.over && key.over.getName() == "part" ? 16 : 128; }
 
 SmallVector<Value> Root::operands() const {
   switch (kind) {
   case Contract:
     return {stream, rows, scale};
+  case Fold: // the contraction is made of what it is computed from
+    break;
   case Pack:
     return {rows};
   default:
@@ -102,7 +111,7 @@ static bool isView(Operation *op) {
 
 bool Program::mustHold(Value v) {
   NamedTensorType type = tensorOf(v);
-  bool heavy = expensive(v);
+  bool heavy = expensive(v) && (stored || !isUnbounded(type));
   unsigned users = 0;
   for (Operation *user : llvm::SmallPtrSet<Operation *, 4>(v.user_begin(), v.user_end())) {
     ++users;
@@ -198,11 +207,10 @@ Step Program::keyOf(Value v) {
   return key;
 }
 
-/// Keys or values times rows of queries: the microkernel, where there are rows enough to fill
-/// lanes.
-bool Program::holdContraction(kvp::DotOp op) {
+/// Keys or values, and what they are contracted with, if that has no entries.
+static std::pair<Value, Value> operandsOf(kvp::DotOp op) {
   if (op.getOver() != "channel")
-    return false;
+    return {};
   Value stream, rows;
   for (auto [a, b] : {std::pair(op.getLhs(), op.getRhs()), std::pair(op.getRhs(), op.getLhs())}) {
     auto input = a.getDefiningOp<kvp::InputOp>();
@@ -211,20 +219,23 @@ bool Program::holdContraction(kvp::DotOp op) {
     if (!entryAxis(tensorOf(b)))
       stream = a, rows = b;
   }
-  if (!stream)
-    return false;
-  // Survivors' channels are not neighbours: those are contracted one by one.
+  return {stream, rows};
+}
+
+/// Survivors' channels are not neighbours: those are contracted one by one.
+static bool isThinned(Value stream) {
   auto input = stream.getDefiningOp<kvp::InputOp>();
   for (Value cache = input.getCache(); auto *op = cache.getDefiningOp(); cache = op->getOperand(0))
     if (auto topk = dyn_cast<kvp::TopkOp>(op); topk && topk.getElementAxis() == "channel")
-      return false;
-  AxisAttr query = tensorOf(rows).getAxis("query");
-  bool several = tensorOf(rows).hasAxis("group") || query;
-  if (!several || (query && !query.isStatic()) || !tensorOf(rows).hasAxis("head"))
-    return false;
+      return true;
+  return false;
+}
 
+/// Rows of a contraction, held and packed.
+unsigned Program::holdRows(Value rows, StringRef along) {
   Root pack{Root::Pack};
   pack.rows = rows;
+  pack.along = along.str();
   pack.key.kind = Step::Small;
   auto direct = rows.getDefiningOp<kvp::InputOp>();
   if (!direct && !rootOf.contains(rows)) {
@@ -233,7 +244,21 @@ bool Program::holdContraction(kvp::DotOp op) {
     held.key = keyOf(rows);
     add(held);
   }
-  unsigned packed = add(pack);
+  return add(pack);
+}
+
+/// Keys or values times rows of queries: the microkernel, where there are rows enough to fill
+/// lanes.
+bool Program::holdContraction(kvp::DotOp op) {
+  auto [stream, rows] = operandsOf(op);
+  if (!stream || isThinned(stream) || isUnbounded(tensorOf(op.getResult())))
+    return false;
+  AxisAttr query = tensorOf(rows).getAxis("query");
+  bool several = tensorOf(rows).hasAxis("group") || query;
+  if (!several || (query && !query.isStatic()) || !tensorOf(rows).hasAxis("head"))
+    return false;
+
+  unsigned packed = holdRows(rows);
 
   Root contract{Root::Contract};
   contract.value = op.getResult();
@@ -250,6 +275,45 @@ bool Program::holdContraction(kvp::DotOp op) {
   contract.key = keyOf(contract.value);
   contract.after = {packed};
   add(contract);
+  return true;
+}
+
+/// What is reduced over the unbounded axis of one contraction, entry by entry: made block by block.
+bool Program::holdFold(kvp::ReduceOp op) {
+  auto over = kvp::axisNames(op.getOver());
+  NamedTensorType type = tensorOf(op.getInput());
+  if (stored || over.size() != 1 || over.front() != kUnbounded || !isUnbounded(type))
+    return false;
+  kvp::DotOp contraction;
+  llvm::DenseSet<Value> seen;
+  std::function<bool(Value)> maps = [&](Value v) {
+    if (!v || !isUnbounded(tensorOf(v)) || !seen.insert(v).second || rootOf.contains(v))
+      return true;
+    if (auto map = v.getDefiningOp<kvp::MapOp>())
+      return llvm::all_of(map.getOperands(), maps);
+    auto dot = v.getDefiningOp<kvp::DotOp>();
+    bool only = dot && !contraction;
+    contraction = dot;
+    return only;
+  };
+  if (!maps(op.getInput()) || !maps(op.getWhere()) || !contraction ||
+      tensorOf(contraction.getResult()).getAxes() != type.getAxes())
+    return false;
+  auto [stream, rows] = operandsOf(contraction);
+  if (!stream || !tensorOf(rows).hasAxis("head") || !tensorOf(rows).hasAxis(kUnbounded))
+    return false;
+  bool keys = stream.getDefiningOp<kvp::InputOp>().getInput() == kvp::Input::Keys;
+  if (keys && isThinned(stream))
+    return false;
+  Root fold{Root::Fold};
+  fold.after = {holdRows(rows, kUnbounded)};
+  fold.value = op.getResult();
+  fold.key = keyOf(fold.value);
+  fold.stream = stream;
+  fold.rows = rows;
+  fold.contraction = contraction.getResult();
+  fold.along = kUnbounded.str();
+  add(fold);
   return true;
 }
 
@@ -347,6 +411,8 @@ LogicalResult Program::holdOp(Operation &op) {
     return success();
   }
   if (auto reduce = dyn_cast<kvp::ReduceOp>(op)) {
+    if (holdFold(reduce))
+      return success();
     auto over = kvp::axisNames(reduce.getOver());
     if (llvm::any_of(over, isEntryAxis)) {
       root.kind = Root::Accumulate;
@@ -385,8 +451,8 @@ LogicalResult Program::hold() {
     else if (auto mask = dyn_cast<kvp::MaskOp>(op))
       apart[mask.getResult().getType().getState()] = apart[mask.getCache().getType().getState()] ||
                                                      tensorOf(mask.getCondition()).hasAxis("head");
-    // A program may select by a weight, which no operation made.
-    if (isa<kvp::TopkOp, kvp::MaskOp, kvp::ReturnOp>(op))
+    // A program may select by a weight, which no operation made, or put it in order.
+    if (isa<kvp::TopkOp, kvp::MaskOp, kvp::ReturnOp>(op) || isWholeRow(&op))
       for (Value operand : op.getOperands())
         if (tensorOf(operand) && !rootOf.contains(operand)) {
           Root root{Root::Store};

@@ -187,11 +187,11 @@ struct Decompose {
             [&](auto o) { admitPresent(op, {o.getAxis()}, o.getWhereMutable()); });
   }
 
-  /// Removes short axes first, then entries one axis at a time, heads last.
+  /// Removes slots and features first, then short axes, entries one axis at a time, heads last.
   Value staged(Reduction kind, Value x, ArrayRef<StringRef> over, Value where) {
     SmallVector<SmallVector<StringRef>> stages(1);
     for (StringRef axis : over)
-      if (axis.rtrim('\'') == "slot")
+      if (axis.rtrim('\'') == "slot" || axis == "feature")
         stages.insert(stages.begin(), SmallVector<StringRef>{axis});
       else if (axis != "head" && !isEntryAxis(axis))
         stages.back().push_back(axis);
@@ -214,7 +214,8 @@ struct Decompose {
   Value reduction(kvp::ReduceOp op) {
     Value x = op.getInput(), where = op.getWhere();
     SmallVector<StringRef> over = kvp::axisNames(op.getOver());
-    bool wide = llvm::any_of(over, [](StringRef a) { return a == "head" || isEntryAxis(a); });
+    bool wide = llvm::any_of(
+        over, [](StringRef a) { return a == "head" || a == "feature" || isEntryAxis(a); });
     switch (op.getKind()) {
     case Reduction::Norm:
       return map(Fn::Sqrt, squares(x, over, where));

@@ -40,6 +40,11 @@ std::string describe(mlir::Operation *op) {
       .Case([](kvplan::ContractOp o) {
         return "contract with rows " + axesOf(o.getPanels().getType().getTensor());
       })
+      .Case([](kvplan::FoldOp o) {
+        return "contract with rows " + axesOf(o.getPanels().getType().getTensor()) + ", " +
+               kvplan::stringifyCombine(o.getKind()).str() + " over " + o.getOver().str() +
+               " block by block";
+      })
       .Case([](kvplan::StatisticsOp o) {
         return std::string(o.getFactors() ? "softmax statistics, exponents stay in place"
                                           : "softmax statistics");
@@ -57,7 +62,7 @@ std::string describe(mlir::Operation *op) {
 std::optional<std::string> primitiveOf(mlir::Operation *op) {
   using Result = std::optional<std::string>;
   return llvm::TypeSwitch<mlir::Operation *, Result>(op)
-      .Case<kvplan::ContractOp, kvplan::PackOp>(
+      .Case<kvplan::ContractOp, kvplan::PackOp, kvplan::FoldOp>(
           [](auto) { return Result("contraction microkernel"); })
       .Case<kvplan::StatisticsOp, kvplan::WeightOp>([](auto) { return Result("softmax"); })
       .Case<kvplan::SelectOp, kvplan::FilterOp>([](auto) { return Result("selection"); })
@@ -142,6 +147,8 @@ private:
       return;
     }
     if (auto load = mlir::dyn_cast<kvplan::LoadOp>(op)) {
+      if (isBlock(load.getBuffer()))
+        return;
       if (!written.contains(load.getBuffer()))
         readBuffer(step, load.getBuffer(), space);
       return;
@@ -162,6 +169,9 @@ private:
     if (auto contract = mlir::dyn_cast<kvplan::ContractOp>(op)) {
       readBuffer(step, contract.getPanels(), space);
       target(contract.getBuffer());
+    } else if (auto fold = mlir::dyn_cast<kvplan::FoldOp>(op)) {
+      readBuffer(step, fold.getPanels(), space);
+      target(fold.getBuffer());
     } else if (auto pack = mlir::dyn_cast<kvplan::PackOp>(op)) {
       target(pack.getBuffer());
     } else if (auto accumulate = mlir::dyn_cast<kvplan::AccumulateOp>(op)) {
@@ -184,6 +194,11 @@ private:
         .Case([&](kvplan::ContractOp o) {
           return 2 * entries(o.getBuffer()) *
                  costs.extent(o.getStream().getType().getAxis("channel"));
+        })
+        .Case([&](kvplan::FoldOp o) {
+          return entries(o.getValue()) +
+                 2 * entries(o.getBlock()) *
+                     costs.extent(o.getStream().getType().getAxis("channel"));
         })
         .Case([&](kvp::DotOp o) {
           return 2 * entries(o.getResult()) *
@@ -235,19 +250,32 @@ private:
     const StateSize &to = costs.state(op.getResult().getType().getState());
     bool channels = score.hasAxis("channel");
     std::string text =
-        llvm::formatv("keep {0} of {1} {2}", channels ? to.channels : to.tokens,
-                      channels ? from.channels : from.tokens, channels ? "channels" : "tokens");
+        llvm::formatv("keep {0}{1} of {2} {3}", op.countsData() ? "at most " : "",
+                      channels ? to.channels : to.tokens, channels ? from.channels : from.tokens,
+                      channels ? "channels" : "tokens");
     if (op.getPartSize() && *op.getPartSize() > 1) {
       text += llvm::formatv(" in runs of {0}", *op.getPartSize()).str();
       addDataCount("whether the short last run is among the kept", op);
     }
-    text += score.hasAxis("head") ? ", each head its own" : ", the same for all heads";
+    if (op.getJoint()) {
+      text =
+          llvm::formatv("keep {0} of {1} tokens of all {2} heads together",
+                        to.tokens * out.shape.heads, from.tokens * out.shape.heads, out.shape.heads)
+              .str();
+      addDataCount("how the heads share their budget", op);
+    } else {
+      text += score.hasAxis("head") ? ", each head its own" : ", the same for all heads";
+    }
+    if (op.countsData())
+      addDataCount("how many entries stay", op);
     if (op.getLeader())
       text += llvm::formatv("; {0} layers share the choice", *op.getLeader()).str();
     Step step{"select", "", "", {text}, {}, {}, 0};
     readBuffer(step, op.getScore(), kvplan::Space::Batch);
     if (op.getProtect())
       readBuffer(step, op.getProtect(), kvplan::Space::Batch);
+    if (op.countsData())
+      readBuffer(step, op.getCount(), kvplan::Space::Batch);
     out.steps.push_back(std::move(step));
   }
 
@@ -270,7 +298,14 @@ private:
     out.steps.push_back(std::move(step));
   }
 
+  /// What one thread holds for a moment, in its cache.
+  static bool isBlock(mlir::Value buffer) {
+    return buffer.getDefiningOp<kvplan::BufferOp>().getScope() == kvplan::Scope::Tile;
+  }
+
   void hold(kvplan::BufferOp buffer) {
+    if (isBlock(buffer))
+      return;
     TensorType type = buffer.getResult().getType().getTensor();
     bool perCall = buffer.getScope() != kvplan::Scope::Task;
     auto space = kvplan::Space::Batch;

@@ -35,6 +35,10 @@ PlanCosts::PlanCosts(kvplan::PipelineOp pipeline, kvp::PressOp givenPress,
 
 void PlanCosts::select(kvplan::SelectOp op) {
   StateSize size = states.at(op.getCache().getType().getState());
+  if (op.countsData()) { // at most all
+    states[op.getResult().getType().getState()] = size;
+    return;
+  }
   auto count = static_cast<int64_t>(evaluate(op.getCount()).value);
   llvm::StringRef axis = "token";
   for (kvp::AxisAttr own : op.getScore().getType().getTensor().getAxes())
@@ -57,6 +61,8 @@ int64_t PlanCosts::extent(kvp::AxisAttr axis) const {
     return shape.heads;
   if (name == "group")
     return shape.groups;
+  if (name == "layer")
+    return shape.layers;
   if (name == "channel")
     return size.channels;
   if (name == "feature")

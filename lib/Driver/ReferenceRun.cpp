@@ -50,6 +50,9 @@ static llvm::Expected<Tensor> weightOf(const runtime::Weight &weight, const Batc
                                    "; need the axes [" + llvm::join(weight.axes, ", ") + "]");
   Axes axes;
   for (auto [name, extent] : llvm::zip_equal(weight.axes, array->shape)) {
+    if (name == "layer" && extent != batch.host.layers)
+      return llvm::createStringError("`weight." + weight.name + "` has " + llvm::Twine(extent) +
+                                     " layers; the call is of " + llvm::Twine(batch.host.layers));
     int64_t known = extents.try_emplace(llvm::StringRef(name).rtrim('\''), extent).first->second;
     if (known != extent)
       return llvm::createStringError("`weight." + weight.name + "` is " + array->str() + "; need " +

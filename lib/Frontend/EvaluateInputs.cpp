@@ -37,10 +37,11 @@ Value Evaluator::hostValue(const NameExpr &name) {
     return input(Input::Values, current.cache, std::nullopt, loc);
   if (text == "queries")
     return input(Input::Queries, current.cache, std::nullopt, loc);
-  if (text == "hidden" || text == "output_weight") {
-    notImplemented(name.loc(), "`" + text + "`");
-    return input(text == "hidden" ? Input::Hidden : Input::Output_weight, current.cache,
-                 std::nullopt, loc);
+  if (text == "output_weight")
+    return input(Input::Output_weight, current.cache, std::nullopt, loc);
+  if (text == "hidden") {
+    notImplemented(name.loc(), "`hidden`");
+    return input(Input::Hidden, current.cache, std::nullopt, loc);
   }
   if (text == "position" || text == "original_position") {
     Tensor out;

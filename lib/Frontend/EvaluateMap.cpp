@@ -247,8 +247,10 @@ Value Evaluator::mapValues(Fn fn, llvm::ArrayRef<Operand> operands, llvm::SMLoc 
                                           : get(*o.value.as<Host>(), at));
   if (!compareProtected(fn, operands, out, at)) {
     out.value = mapTensor(fn, values, at);
-    if (out.value)
+    if (out.value) {
       protectResult(fn, operands, out, at);
+      out.layers = layersOfMap(fn, operands, out.value, at);
+    }
   }
   if (!out.value)
     return Poison();

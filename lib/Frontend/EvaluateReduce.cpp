@@ -11,6 +11,11 @@ using llvm::StringRef;
 /// Hidden axes may be reduced, but no tensor shows them.
 static bool isHidden(StringRef axis) { return axis == "layer" || axis == "step"; }
 
+/// Whether a value is known for all layers, and is asked for as it is.
+static bool ofAllLayers(const Tensor &x, const Arguments &args) {
+  return x.allLayers() && !x.protect && !args.values.back();
+}
+
 std::optional<Tensor> Evaluator::tensorOperand(const Expr &expr, Env &env, StringRef op,
                                                std::optional<bool> wantBool) {
   Value value = evaluate(expr, env);
@@ -142,6 +147,13 @@ Value Evaluator::reduceTensor(Reduction kind, Tensor x, llvm::ArrayRef<StringRef
     out.value = emitter.reduce(loc, kind, x.value, real, where);
   else if (kind == Reduction::Mean)
     out = toFloat(out, loc);
+  if (const Layers *all = x.allLayers(); all && out.value && !where && !real.empty()) {
+    auto reduced = std::make_shared<Layers>(*all);
+    reduced->slice = out.value;
+    if (all->whole)
+      reduced->whole = emitter.reduce(loc, kind, all->whole, real);
+    out.layers = reduced;
+  }
   if (sumHeads)
     out.value = mapTensor(Fn::Mul, {out.value, dim(kvp::Dim::Heads, loc).value}, loc);
   if (!out.value)
@@ -172,9 +184,13 @@ Value Evaluator::evaluateReduce(const CallExpr &call, Reduction kind, const Argu
   if (!x)
     return Poison();
   llvm::SmallVector<StringRef> over;
+  bool ofLayers = ofAllLayers(*x, args);
   for (const Name &axis : args.axes) {
     if (isHidden(axis.text)) {
-      notImplemented(axis.loc(), "`" + call.callee.text + "(" + axis.text + ")`");
+      if (ofLayers && axis.text == "layer")
+        over.push_back(axis.text);
+      else
+        notImplemented(axis.loc(), "`" + call.callee.text + "(" + axis.text + ")`");
       continue;
     }
     if (!hasAxis(*x, axis, *args.values[0]))
@@ -189,6 +205,8 @@ Value Evaluator::evaluateReduce(const CallExpr &call, Reduction kind, const Argu
       return Poison();
     over.push_back(axis.text);
   }
+  if (llvm::is_contained(over, "layer"))
+    return reduceLayers(call, kind, *x, over);
   StringRef first = over.empty() ? "" : over.front();
   if (!over.empty() && !x->has(first))
     first = over.size() > 1 ? over[1] : x->type().getAxes().front().getName();
@@ -264,9 +282,13 @@ Value Evaluator::evaluateRank(const CallExpr &call, const Arguments &args, Env &
     return Poison();
   llvm::SmallVector<StringRef> over;
   mlir::Location loc = at(call.callee.loc());
+  bool ofLayers = ofAllLayers(*x, args);
   for (const Name &axis : args.axes) {
     if (isHidden(axis.text)) {
-      notImplemented(axis.loc(), "`rank(" + axis.text + ")`");
+      if (ofLayers && axis.text == "layer")
+        over.push_back(axis.text);
+      else
+        notImplemented(axis.loc(), "`rank(" + axis.text + ")`");
       continue;
     }
     if (!hasAxis(*x, axis, *args.values[0]) || refuseMisaligned(*x, call, axis, args.axes))
@@ -275,6 +297,8 @@ Value Evaluator::evaluateRank(const CallExpr &call, const Arguments &args, Env &
       *x = materialize(*x, loc);
     over.push_back(axis.text);
   }
+  if (llvm::is_contained(over, "layer"))
+    return rankLayers(call, *x, over);
   Tensor out = *x;
   out.input.reset();
   out.protect = {};

@@ -24,6 +24,13 @@ Value Evaluator::evaluateBudget(const CallExpr &call, bool keep, const Arguments
   if (auto *tensor = value.as<Tensor>()) {
     if (tensor->element() == Element::Bool || (keep && tensor->element() == Element::Float))
       return typeError(expr, op, keep ? "integers" : "fractions", value);
+    for (kvp::AxisAttr a : tensor->type().getAxes())
+      if (a.getName() != "head") {
+        error(expr.loc(), Diag::ScoreAxes, "what " + op + " takes", axesText(*tensor), a.getName())
+            .note(expr.loc(),
+                  "a head keeps one number: remove it, e.g. with `.sum(" + a.getName() + ")`");
+        return Poison();
+      }
     budget.amounts = *tensor;
     return budget;
   }
@@ -235,14 +242,15 @@ bool Evaluator::applyTopk(const CallExpr &call, const Arguments &args, Env &env)
   llvm::SMLoc loc = call.callee.loc();
   Value value = evaluate(*args.values[0], env);
   Value amount = evaluate(*args.values[1], env);
-  bool implemented = true;
+  Together together;
   if (args.values[2]) {
     auto &items = cast<AxesExpr>(args.values[2])->items;
-    bool token = false, plain = true;
+    bool token = false, layer = false;
     for (const AxesExpr::Item &item : items) {
       StringRef name = item.axis.text;
       token |= name == "token";
-      plain &= name == "token";
+      layer |= name == "layer";
+      together.heads |= name == "head";
       if (name != "token" && name != "head" && name != "layer") {
         error(item.axis.loc(), Diag::OverAxes, name);
         return false;
@@ -252,23 +260,26 @@ bool Evaluator::applyTopk(const CallExpr &call, const Arguments &args, Env &env)
       error(args.values[2]->loc(), Diag::OverAxes, args.values[2]->text());
       return false;
     }
-    if (!plain) {
+    if (layer) {
       notImplemented(args.values[2]->loc(), "`topk` with `over = " + args.values[2]->text() + "`");
-      implemented = false;
+      together.implemented = false;
     }
   }
   if (args.values[3]) {
-    Value share = evaluate(*args.values[3], env);
+    const Expr &expr = *args.values[3];
+    Value share = evaluate(expr, env);
     if (share.isPoison())
       return false;
     auto *host = share.as<Host>();
     if (!host || host->element == Element::Bool)
-      return typeError(*args.values[3], "`at_least` of `topk`", "a number of the host", share),
-             false;
+      return typeError(expr, "`at_least` of `topk`", "a number of the host", share), false;
     if (!args.values[2]) {
-      error(args.values[3]->loc(), Diag::AtLeastAlone);
+      error(expr.loc(), Diag::AtLeastAlone);
       return false;
     }
+    together.atLeast = checkedShare(*host, expr);
+    if (!together.atLeast)
+      return false;
   }
   if (value.isPoison() || amount.isPoison())
     return false;
@@ -287,14 +298,64 @@ bool Evaluator::applyTopk(const CallExpr &call, const Arguments &args, Env &env)
                       : "write `drop(" + args.values[1]->text() + ")` for a fraction");
     return false;
   }
-  return select(*score, *budget, loc, "the score of `topk`", implemented);
+  return select(*score, *budget, loc, "the score of `topk`", together);
+}
+
+/// A share of `at_least`: a float from 0 to 1, checked by the call where it is not known.
+std::optional<Host> Evaluator::checkedShare(const Host &share, const Expr &expr) {
+  mlir::Location loc = at(expr);
+  Range whole{0.0, 1.0};
+  if (share.known && !whole.contains(share.known->real)) {
+    error(expr.loc(), Diag::AtLeastRange, expr.text());
+    return std::nullopt;
+  }
+  Host out = toFloat(share, loc);
+  if (!share.known && !(share.range && share.range->within(whole))) {
+    Host zero = Host::number(Number::of(0.0)), one = Host::number(Number::of(1.0));
+    Host holds = mapHost(
+        Fn::And, {mapHost(Fn::Le, {zero, out}, loc), mapHost(Fn::Le, {out, one}, loc)}, loc);
+    emitter.require(loc, holds.value, "`at_least` takes a share, at least 0 and at most 1");
+  }
+  return out;
+}
+
+/// How many of `n` entries along `axis` a selection keeps.
+Host Evaluator::keptCount(const Budget &budget, const Tensor &score, StringRef axis, const Host &n,
+                          mlir::Location at) {
+  Host count = budgetOf(budget, n, at);
+  if (axis != "part" || budget.kind == Budget::Kind::Drop)
+    return count;
+  // `keep` counts tokens, in whole runs.
+  mlir::Value raw = budgetValue(budget, at);
+  Host tokens =
+      runtimeHost(Element::Float,
+                  emitter.createAs<kvp::BudgetShareOp>(at, emitter.f64(), {raw, get(n, at)}), "");
+  Host size = Host::number(Number::of(score.part->size));
+  Host whole = mapHost(Fn::Int, mapHost(Fn::Div, {tokens, size}, at), at);
+  whole = mapHost(Fn::Maximum, {whole, Host::number(Number::of(int64_t(1)))}, at);
+  whole = mapHost(Fn::Minimum, {whole, n}, at);
+  if (budget.kind == Budget::Kind::Keep)
+    return whole;
+  Host isDrop =
+      runtimeHost(Element::Bool, emitter.createAs<kvp::BudgetIsDropOp>(at, emitter.i1(), raw), "");
+  return mapHost(Fn::Where, {isDrop, count, whole}, at);
+}
+
+/// The same of a count from data; the selection clamps it.
+mlir::Value Evaluator::keptCounts(const Tensor &amounts, const Tensor &score, StringRef axis,
+                                  mlir::Location at) {
+  if (axis != "part")
+    return amounts.value;
+  mlir::Value size = emitter.constant(at, Number::of(score.part->size));
+  return mapTensor(Fn::Int, mapTensor(Fn::Div, {amounts.value, size}, at), at);
 }
 
 bool Evaluator::select(Tensor score, const Budget &budget, llvm::SMLoc loc,
-                       const std::string &subject, bool implemented) {
+                       const std::string &subject, const Together &together) {
   StringRef axis = elementAxis(score, loc, subject);
   if (axis.empty() || !checkReuse(loc))
     return false;
+  bool implemented = together.implemented;
   if (llvm::is_contained(runs, "scan") && budget.kind != Budget::Kind::Keep) {
     error(loc, Diag::ScanDrop)
         .note(loc, "count outside: `let n = budget.of(length)`, then `topk(keep(n))`");
@@ -306,8 +367,19 @@ bool Evaluator::select(Tensor score, const Budget &budget, llvm::SMLoc loc,
       error(loc, Diag::ScoreStale, current.selections[which].by);
       return false;
     }
+  if (together.heads && axis != "token") {
+    error(loc, Diag::OverAxes, axis);
+    return false;
+  }
   mlir::Location at = diagnostics.location(loc);
   score = toFloat(score, at);
+  // One budget for heads that have the same score is an equal one for each.
+  bool ownCounts = budget.amounts && budget.amounts->has("head");
+  bool joint = together.heads && (score.has("head") || ownCounts || current.misaligned("token"));
+  if ((joint || ownCounts) && !score.has("head")) {
+    score.repeated = true;
+    score = materialize(score, at);
+  }
   bool perHead = score.has("head");
   auto unfinished = [&](const llvm::Twine &what) {
     notImplemented(loc, what);
@@ -317,56 +389,51 @@ bool Evaluator::select(Tensor score, const Budget &budget, llvm::SMLoc loc,
     unfinished("`topk` within parts");
   else if (axis == "part" && (score.part->from || score.part->to || score.part->whole))
     unfinished("`topk` over parts of a range");
-  if (budget.amounts)
-    unfinished("`topk` of counts from data");
+  if (budget.amounts && budget.kind == Budget::Kind::Drop)
+    unfinished("`drop` of a tensor");
+  else if (budget.amounts && axis == "channel")
+    unfinished("`topk` of channels with counts from data");
   if (!implemented) {
     selected(
         loc, "topk", axis == "channel" ? "channel" : "token", perHead,
         emitter.placeholder(at, kvp::CacheType::get(emitter.getContext(), current.number() + 1)));
     return true;
   }
-  // How many there are, and how many stay.
-  Host n = axis == "token" ? dim(kvp::Dim::Length, at)
-           : axis == "channel"
-               ? dim(kvp::Dim::Channels, at)
-               : runtimeHost(Element::Int,
-                             emitter.createAs<kvp::ExtentOp>(at, emitter.i64(), score.value,
-                                                             emitter.string("axis", axis)),
-                             "`length`");
-  Host count = budgetOf(budget, n, at);
-  if (axis == "part" && budget.kind != Budget::Kind::Drop) {
-    // `keep` counts tokens, in whole runs.
-    mlir::Value raw = budgetValue(budget, at);
-    Host tokens =
-        runtimeHost(Element::Float,
-                    emitter.createAs<kvp::BudgetShareOp>(at, emitter.f64(), {raw, get(n, at)}), "");
-    Host size = Host::number(Number::of(score.part->size));
-    Host whole = mapHost(Fn::Int, mapHost(Fn::Div, {tokens, size}, at), at);
-    whole = mapHost(Fn::Maximum, {whole, Host::number(Number::of(int64_t(1)))}, at);
-    whole = mapHost(Fn::Minimum, {whole, n}, at);
-    if (budget.kind == Budget::Kind::Keep) {
-      count = whole;
-    } else {
-      Host isDrop = runtimeHost(Element::Bool,
-                                emitter.createAs<kvp::BudgetIsDropOp>(at, emitter.i1(), raw), "");
-      count = mapHost(Fn::Where, {isDrop, count, whole}, at);
+  mlir::Value count;
+  if (budget.amounts) {
+    count = keptCounts(*budget.amounts, score, axis, at);
+  } else {
+    Host n = axis == "token" ? dim(kvp::Dim::Length, at)
+             : axis == "channel"
+                 ? dim(kvp::Dim::Channels, at)
+                 : runtimeHost(Element::Int,
+                               emitter.createAs<kvp::ExtentOp>(at, emitter.i64(), score.value,
+                                                               emitter.string("axis", axis)),
+                               "`length`");
+    Host kept = keptCount(budget, score, axis, n, at);
+    if (reuse.layers > 1 && (kept.perLayer || budget.amount.perLayer)) {
+      error(reuse.loc, Diag::ReuseCount).note(loc, "the count differs from layer to layer here");
+      return false;
     }
-  }
-  if (reuse.layers > 1 && (count.perLayer || budget.amount.perLayer)) {
-    error(reuse.loc, Diag::ReuseCount).note(loc, "the count differs from layer to layer here");
-    return false;
+    count = get(kept, at);
   }
   if (current.selections.empty())
     firstScore = score;
-  llvm::SmallVector<mlir::Value> operands{current.cache, score.value, get(count, at)};
+  llvm::SmallVector<mlir::Value> operands{current.cache, score.value, count};
   if (score.protect)
     operands.push_back(score.protect);
+  if (joint && together.atLeast)
+    operands.push_back(get(*together.atLeast, at));
   llvm::SmallVector<mlir::NamedAttribute> attributes;
+  if (joint)
+    attributes.push_back(emitter.unit("joint"));
   if (axis == "part")
     attributes.push_back(emitter.integer("part_size", score.part->size));
   if (reuse.layers > 1)
     attributes.push_back(emitter.integer("reuse", reuse.layers));
-  mlir::Value cache = emitter.create<kvp::TopkOp>(at, operands, attributes);
+  mlir::Value cache = emitter.create<kvp::TopkOp>(
+      at, operands, attributes,
+      llvm::SmallVector<int32_t>{1, 1, 1, bool(score.protect), joint && together.atLeast});
   if (!cache)
     return false;
   selected(loc, "topk", axis == "channel" ? "channel" : "token", perHead, cache);

@@ -252,7 +252,8 @@ bool Evaluator::runScore(const Decl &decl, std::shared_ptr<Env> env, const Budge
     return false;
   Value value = finishScore(decl, evaluate(*decl.result, *env));
   auto *score = value.as<Tensor>();
-  return score && select(*score, budget, decl.name.loc(), "score `" + decl.name.text.str() + "`");
+  return score && select(*score, budget, decl.name.loc(), "score `" + decl.name.text.str() + "`",
+                         Together());
 }
 
 void Evaluator::runFn(const Decl &decl, std::shared_ptr<Env> env) {

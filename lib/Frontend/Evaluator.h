@@ -58,6 +58,8 @@ public:
 
   /// The value of a parameter: `expr` as written in `env`, converted and checked.
   Value parameter(const Param &param, const Decl &decl, const Expr &expr, std::shared_ptr<Env> env);
+  /// What this layer sees of a tensor over `layer`.
+  mlir::Value thisLayer(mlir::Value whole, mlir::Location loc);
   /// Tells what is not implemented, unless errors were told already.
   bool finish();
 
@@ -66,6 +68,8 @@ public:
   std::optional<Tensor> firstScore;
   /// Exported parameters that must be static, by index.
   llvm::SmallSet<unsigned, 8> statics;
+  /// Exported weights that are needed for all layers, by index.
+  llvm::SmallSet<unsigned, 4> wholes;
 
 private:
   //===----------------------------------------------------------------------------------------===//
@@ -214,6 +218,14 @@ private:
                         llvm::ArrayRef<Name> beside);
 
   Value evaluateReduce(const CallExpr &call, kvp::Reduction kind, const Arguments &args, Env &env);
+  /// The weights that make up a value are needed for all layers.
+  Value needAllLayers(const Layers &layers, kvp::NamedTensorType result, mlir::Location loc);
+  Tensor atThisLayer(mlir::Value whole, const Layers &from, Tensor like, mlir::Location loc);
+  Value reduceLayers(const CallExpr &call, kvp::Reduction kind, const Tensor &x,
+                     llvm::ArrayRef<llvm::StringRef> over);
+  Value rankLayers(const CallExpr &call, const Tensor &x, llvm::ArrayRef<llvm::StringRef> over);
+  std::shared_ptr<const Layers> layersOfMap(kvp::Fn fn, llvm::ArrayRef<Operand> operands,
+                                            mlir::Value slice, mlir::Location loc);
   Value reduceTensor(kvp::Reduction kind, Tensor x, llvm::ArrayRef<llvm::StringRef> over,
                      mlir::Value where, mlir::Location loc);
   Value evaluateAlong(const CallExpr &call, BuiltinId id, const Arguments &args, Env &env);
@@ -266,8 +278,19 @@ private:
   bool applyDecl(const CallExpr &call, const Decl &decl, Env &env);
   bool applyBuiltin(const CallExpr &call, const Builtin &builtin, Env &env);
   bool applyTopk(const CallExpr &call, const Arguments &args, Env &env);
+  /// Who shares a budget, as `over =` and `at_least =` say.
+  struct Together {
+    bool heads = false;
+    std::optional<Host> atLeast;
+    bool implemented = true;
+  };
   bool select(Tensor score, const Budget &budget, llvm::SMLoc loc, const std::string &subject,
-              bool implemented = true);
+              const Together &together);
+  std::optional<Host> checkedShare(const Host &share, const Expr &expr);
+  Host keptCount(const Budget &budget, const Tensor &score, llvm::StringRef axis, const Host &n,
+                 mlir::Location at);
+  mlir::Value keptCounts(const Tensor &amounts, const Tensor &score, llvm::StringRef axis,
+                         mlir::Location at);
   bool applyMask(const CallExpr &call, const Arguments &args, Env &env);
   bool applyReuse(const CallExpr &call, const Arguments &args, Env &env);
   bool applyPhase(const CallExpr &call, const Builtin &builtin, const Arguments &args, Env &env);

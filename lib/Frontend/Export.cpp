@@ -78,10 +78,12 @@ mlir::OwningOpRef<kvp::PressOp> Export::run() {
       round.emplace(*this, context);
       ok = evaluate(*round);
     }
-    size_t before = statics.size();
+    size_t before = statics.size() + wholes.size();
     for (unsigned p : round->evaluator->statics)
       statics.insert(p);
-    if (statics.size() != before)
+    for (unsigned p : round->evaluator->wholes)
+      wholes.insert(p);
+    if (statics.size() + wholes.size() != before)
       continue;
     for (mlir::Diagnostic &d : messages)
       context->getDiagEngine().emit(std::move(d));
@@ -283,13 +285,15 @@ bool Export::bindRuntime(Round &round) {
 
 bool Export::bindWeights(Round &round) {
   mlir::Builder b(diagnostics.getContext());
-  for (const Param &p : decl.params) {
+  for (auto [index, p] : llvm::enumerate(decl.params)) {
     if (!isWeight(p) || (p.axes.size() == 1 && p.axes[0].text == "layer"))
       continue;
     describe(round, p, false, {}, {});
+    bool layered = llvm::any_of(p.axes, [](const Name &axis) { return axis.text == "layer"; });
+    bool whole = wholes.contains(index);
     llvm::SmallVector<kvp::AxisAttr> axes;
     for (const Name &axis : p.axes)
-      if (axis.text != "layer")
+      if (axis.text != "layer" || whole)
         axes.push_back(kvp::AxisAttr::get(b.getContext(), axis.text, kvp::AxisAttr::kDynamic, 0));
     mlir::Location loc = diagnostics.location(p.loc());
     Tensor weight;
@@ -300,6 +304,16 @@ bool Export::bindWeights(Round &round) {
     if (p.type == ParamType::Bool) {
       mlir::Value zero = round.emitter->constant(loc, Number::of(int64_t(0)));
       weight.value = round.emitter->map(loc, kvp::Fn::Ne, {weight.value, zero});
+    }
+    if (layered) {
+      auto layers = std::make_shared<Layers>();
+      layers->params = {unsigned(index)};
+      if (whole) {
+        layers->whole = weight.value;
+        weight.value = round.evaluator->thisLayer(weight.value, loc);
+      }
+      layers->slice = weight.value;
+      weight.layers = layers;
     }
     round.env->values[p.name.text] = weight;
   }

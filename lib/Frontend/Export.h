@@ -50,6 +50,7 @@ private:
   const Decl &decl;
   bool assume;
   llvm::SmallSet<unsigned, 8> statics;
+  llvm::SmallSet<unsigned, 4> wholes;
 };
 
 } // namespace kvpc

@@ -81,6 +81,13 @@ struct PartInfo {
   }
 };
 
+/// What a value made of weights alone is over all layers.
+struct Layers {
+  mlir::Value slice; // the value that it belongs to: what this layer sees
+  mlir::Value whole; // over `layer` too; null until the program proves to need it
+  llvm::SmallVector<unsigned, 1> params; // exported weights that it is made of
+};
+
 struct Tensor {
   mlir::Value value;
   /// i1 over some of the axes: where the score is protected. Null: nowhere.
@@ -105,7 +112,12 @@ struct Tensor {
     bool last = false;
   };
   std::optional<Input> input;
+  std::shared_ptr<const Layers> layers;
 
+  /// The value over all layers, or null if it is not made of weights alone.
+  const Layers *allLayers() const {
+    return layers && layers->slice == value ? layers.get() : nullptr;
+  }
   kvp::NamedTensorType type() const { return llvm::cast<kvp::NamedTensorType>(value.getType()); }
   Element element() const;
   bool has(llvm::StringRef axis) const { return type().hasAxis(axis); }

@@ -132,10 +132,11 @@ void summarizeSelections(kvp::PressOp press, PressSummary &out) {
         !topk.isUniform() || (topk.getProtect() && topk.getProtect().getType().hasAxis("head"));
     out.dropsTokens = true;
     out.uniform &= !perHead;
-    if (axis == "part" && *topk.getPartSize() > 1) {
-      // Whether the short last part is among the kept.
+    // Whether the short last part is among the kept; or who has won how much.
+    bool shortPart = axis == "part" && *topk.getPartSize() > 1;
+    if (shortPart || topk.getJoint() || topk.countsData()) {
       out.dataCounts = true;
-      out.ragged |= perHead;
+      out.ragged |= perHead || (topk.countsData() && !out.uniform);
     }
   }
 }
@@ -158,6 +159,10 @@ void summarizeScore(kvp::PressOp press, PressSummary &out) {
 }
 
 void summarizeParameters(kvp::PressOp press, PressSummary &out) {
+  SmallVector<kvp::NamedTensorType> weights;
+  for (Type type : press.getBody().front().getArgumentTypes())
+    if (auto tensor = dyn_cast<kvp::NamedTensorType>(type))
+      weights.push_back(tensor);
   for (auto parameter : press.getParameters().getAsRange<DictionaryAttr>()) {
     auto fixed = parameter.getAs<BoolAttr>("static");
     if (fixed && fixed.getValue())
@@ -167,8 +172,13 @@ void summarizeParameters(kvp::PressOp press, PressSummary &out) {
     if (auto attr = parameter.getAs<ArrayAttr>("axes"))
       axes = kvp::axisNames(attr);
     PressSummary::Weight weight{name, {}, llvm::is_contained(axes, "layer")};
+    // Needed for all layers, it is an axis like any other.
+    bool counted = llvm::any_of(axes, [](StringRef axis) { return axis != "layer"; });
+    if (counted && out.weights.size() < weights.size() &&
+        weights[out.weights.size()].hasAxis("layer"))
+      weight.layered = false;
     for (StringRef axis : axes)
-      if (axis != "layer")
+      if (axis != "layer" || !weight.layered)
         weight.axes.push_back(axis.str());
     // One number a layer is a host scalar: sizes may follow from it.
     if (weight.axes.empty())

@@ -64,6 +64,16 @@ private:
   // Selections.cpp
   llvm::Expected<Value> topk(kvp::TopkOp op);
   llvm::Expected<Value> mask(kvp::MaskOp op);
+  llvm::Error eachHead(mlir::Operation *selection, const Cache &cache,
+                       llvm::function_ref<llvm::Error(const Evaluation &, int64_t)> see);
+  /// The entries of one head, and how many of them it keeps by itself.
+  struct Contest {
+    std::vector<float> scores;
+    std::vector<uint8_t> shield;
+    int64_t count = 0;
+  };
+  llvm::Expected<Contest> contest(kvp::TopkOp op, int64_t head) const;
+  llvm::Expected<Sets> chooseJointly(kvp::TopkOp op, const Cache &cache);
   /// What one head keeps, by the values that this evaluation has.
   llvm::Expected<std::vector<int64_t>> choose(kvp::TopkOp op, int64_t head) const;
   std::vector<int64_t> choose(kvp::MaskOp op, int64_t head) const;

@@ -108,9 +108,8 @@ Evaluation Evaluation::asSeenBy(int64_t seer) const {
 
 /// One head after the other. Where they have different numbers of entries each evaluates the
 /// operands anew, with its own length.
-template <typename Op>
-llvm::Expected<Sets> Evaluation::chooseAll(Op op, const Cache &left) {
-  Sets chosen;
+llvm::Error Evaluation::eachHead(mlir::Operation *op, const Cache &left,
+                                 llvm::function_ref<llvm::Error(const Evaluation &, int64_t)> see) {
   bool ragged = left.present() != nullptr;
   for (int64_t seer = 0; seer < row.heads; ++seer) {
     std::optional<Evaluation> own;
@@ -120,11 +119,24 @@ llvm::Expected<Sets> Evaluation::chooseAll(Op op, const Cache &left) {
         if (llvm::Error error = own->demand(need))
           return error;
     }
-    llvm::Expected<std::vector<int64_t>> one = (own ? *own : *this).choose(op, seer);
+    if (llvm::Error error = see(own ? *own : *this, seer))
+      return error;
+  }
+  return llvm::Error::success();
+}
+
+template <typename Op>
+llvm::Expected<Sets> Evaluation::chooseAll(Op op, const Cache &left) {
+  Sets chosen;
+  auto choose = [&](const Evaluation &own, int64_t seer) -> llvm::Error {
+    llvm::Expected<std::vector<int64_t>> one = own.choose(op, seer);
     if (!one)
       return one.takeError();
     chosen.push_back(std::move(*one));
-  }
+    return llvm::Error::success();
+  };
+  if (llvm::Error error = eachHead(op, left, choose))
+    return error;
   auto topk = mlir::dyn_cast<kvp::TopkOp>(op.getOperation());
   bool channels = topk && topk.getElementAxis() == "channel";
   if (channels && !llvm::all_equal(llvm::map_range(chosen, [](auto &ids) { return ids.size(); })))
@@ -132,7 +144,7 @@ llvm::Expected<Sets> Evaluation::chooseAll(Op op, const Cache &left) {
   return chosen;
 }
 
-llvm::Expected<std::vector<int64_t>> Evaluation::choose(kvp::TopkOp op, int64_t seer) const {
+llvm::Expected<Evaluation::Contest> Evaluation::contest(kvp::TopkOp op, int64_t seer) const {
   const Cache &left = cache(op.getCache());
   llvm::StringRef axis = op.getElementAxis();
   int64_t number = selectionNumber(op);
@@ -155,13 +167,71 @@ llvm::Expected<std::vector<int64_t>> Evaluation::choose(kvp::TopkOp op, int64_t 
                     static_cast<long long>(number), static_cast<long long>(t->extent(axis)),
                     axis.str().c_str(), static_cast<long long>(entries));
 
-  int64_t tokens = left.tokens[seer].size(), n = entriesOf(tokens);
-  std::vector<float> values = line(score, score.floats, axis, seer, row.heads, n);
-  std::vector<uint8_t> shield;
+  int64_t n = entriesOf(left.tokens[seer].size());
+  Contest out;
+  out.scores = line(score, score.floats, axis, seer, row.heads, n);
   if (protect)
-    shield = line(*protect, protect->bools, axis, seer, row.heads, n);
-  std::vector<int64_t> chosen = selectBest(values, shield, integer(op.getCount()));
-  return axis == "part" ? tokensOfParts(chosen, size, tokens) : chosen;
+    out.shield = line(*protect, protect->bools, axis, seer, row.heads, n);
+  if (op.countsData()) {
+    const Tensor &counts = tensor(op.getCount());
+    out.count = counts.ints[offsets(Axes{{"head", row.heads}}, counts)[seer]];
+  } else {
+    out.count = integer(op.getCount());
+  }
+  out.count = std::min(std::max<int64_t>(out.count, 1), n);
+  return out;
+}
+
+llvm::Expected<std::vector<int64_t>> Evaluation::choose(kvp::TopkOp op, int64_t seer) const {
+  auto own = contest(op, seer);
+  if (!own)
+    return own.takeError();
+  std::vector<int64_t> chosen = selectBest(own->scores, own->shield, own->count);
+  if (op.getElementAxis() != "part")
+    return chosen;
+  int64_t tokens = cache(op.getCache()).tokens[seer].size();
+  return tokensOfParts(chosen, *op.getPartSize(), tokens);
+}
+
+/// One budget for all heads: what each has for certain, then the best of the others.
+llvm::Expected<Sets> Evaluation::chooseJointly(kvp::TopkOp op, const Cache &left) {
+  struct Entry {
+    int64_t head, token;
+    bool shield;
+    float score;
+  };
+  Sets chosen(row.heads);
+  std::vector<Entry> others;
+  int64_t budget = 0;
+  auto enter = [&](const Evaluation &own, int64_t head) -> llvm::Error {
+    auto mine = own.contest(op, head);
+    if (!mine)
+      return mine.takeError();
+    double share = op.getAtLeast() ? own.number(op.getAtLeast()) : 0;
+    int64_t certain = kvp::floatToInt(kvp::Fn::Int, share * static_cast<double>(mine->count));
+    int64_t n = mine->scores.size();
+    chosen[head] = selectBest(mine->scores, mine->shield, certain);
+    budget += mine->count - static_cast<int64_t>(chosen[head].size());
+    for (int64_t i = 0; i < n; ++i)
+      if (!llvm::is_contained(chosen[head], i))
+        others.push_back({head, i, !mine->shield.empty() && mine->shield[i], mine->scores[i]});
+    return llvm::Error::success();
+  };
+  if (llvm::Error error = eachHead(op, left, enter))
+    return error;
+  llvm::sort(others, [](const Entry &a, const Entry &b) {
+    if (a.shield != b.shield)
+      return a.shield;
+    if (better(a.score, b.score) || better(b.score, a.score))
+      return better(a.score, b.score);
+    auto placeA = std::pair(a.token, a.head), placeB = std::pair(b.token, b.head);
+    return a.shield ? placeA > placeB : placeA < placeB; // of equal protected ones the newest
+  });
+  for (const Entry &entry : llvm::ArrayRef(others).take_front(budget))
+    chosen[entry.head].push_back(entry.token);
+  for (std::vector<int64_t> &ids : chosen)
+    llvm::sort(ids);
+  return chosen;
 }
 
 std::vector<int64_t> Evaluation::choose(kvp::MaskOp op, int64_t seer) const {
@@ -186,7 +256,7 @@ llvm::Expected<Value> Evaluation::topk(kvp::TopkOp op) {
     return shared.takeError();
   if (*shared)
     return std::make_shared<const Cache>(narrowed(left, **shared, channels));
-  auto chosen = chooseAll(op, left);
+  auto chosen = op.getJoint() ? chooseJointly(op, left) : chooseAll(op, left);
   if (!chosen)
     return chosen.takeError();
   if (state && op.getReuse())

@@ -357,6 +357,7 @@ Failure BoundPress::bindWeights(Call &call) const {
                        : name == "group"   ? raw.groups
                        : name == "channel" ? raw.channels
                        : name == "feature" ? raw.features
+                       : name == "layer"   ? call.layers
                                            : 0;
       if (!extent && fits)
         extent = own.insert({name, tensor.size[axis]}).first->second;

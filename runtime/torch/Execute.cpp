@@ -329,6 +329,7 @@ Sizes kvpc::torch::planShapes(const BoundPress &press, const Shapes &shapes) {
                       : axis == "group"                            ? groups
                       : axis == "channel" && call.keys.rank == 4   ? call.keys.size[3]
                       : axis == "feature" && call.hidden.rank == 3 ? call.hidden.size[2]
+                      : axis == "layer"                            ? shapes.layers
                                                                    : 1);
     TensorRef made = ref(shape, Element::F32);
     made.rank = int(shape.size()); // one without axes is given too

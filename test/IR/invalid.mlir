@@ -56,6 +56,41 @@ kvp.press @part kind "press" parameters [] {
 }
 
 // -----
+// C4 of kvp.topk: a budget is shared by heads
+kvp.press @joint kind "press" parameters [] {
+^bb0(%c: !kvp.cache<0>, %n: i64):
+  %p = kvp.position %c : !kvp.cache<0> -> !kvp.tensor<[token], i64>
+  %f = kvp.map float(%p) : (!kvp.tensor<[token], i64>) -> !kvp.tensor<[token], f32>
+  // expected-error@+1 {{`joint` chooses over `head` and `token`; the score is '!kvp.tensor<[token], f32>' (C4)}}
+  %c1 = kvp.topk %c by %f keep %n joint : !kvp.cache<0>, !kvp.tensor<[token], f32> -> !kvp.cache<1>
+  kvp.return %c1 : !kvp.cache<1>
+}
+
+// -----
+// C4 of kvp.topk: a share of what is shared
+kvp.press @alone kind "press" parameters [] {
+^bb0(%c: !kvp.cache<0>, %n: i64, %a: f64):
+  %p = kvp.position %c : !kvp.cache<0> -> !kvp.tensor<[token], i64>
+  %f = kvp.map float(%p) : (!kvp.tensor<[token], i64>) -> !kvp.tensor<[token], f32>
+  // expected-error@+1 {{`at_least` needs `joint` (C4)}}
+  %c1 = kvp.topk %c by %f keep %n at_least %a : !kvp.cache<0>, !kvp.tensor<[token], f32> -> !kvp.cache<1>
+  kvp.return %c1 : !kvp.cache<1>
+}
+
+// -----
+// C5 of kvp.topk: a count of each head needs a score of each head
+kvp.press @counts kind "press" parameters [] {
+^bb0(%c: !kvp.cache<0>):
+  %p = kvp.position %c : !kvp.cache<0> -> !kvp.tensor<[token], i64>
+  %f = kvp.map float(%p) : (!kvp.tensor<[token], i64>) -> !kvp.tensor<[token], f32>
+  %k = kvp.input keys of %c : !kvp.cache<0> -> !kvp.tensor<[head, token, channel], f32>
+  %h = kvp.index "head" of %k : !kvp.tensor<[head, token, channel], f32> -> !kvp.tensor<[head], i64>
+  // expected-error@+1 {{cannot keep '!kvp.tensor<[head], i64>' of the score '!kvp.tensor<[token], f32>' (C5)}}
+  %c1 = kvp.topk %c by %f keep %h as !kvp.tensor<[head], i64> : !kvp.cache<0>, !kvp.tensor<[token], f32> -> !kvp.cache<1>
+  kvp.return %c1 : !kvp.cache<1>
+}
+
+// -----
 // C7 of kvplan.pipeline
 // expected-error@+1 {{needs one `kvplan.compact`, as its last operation (C7)}}
 kvplan.pipeline @none {

@@ -32,3 +32,21 @@ kvp.press @axes kind "press" parameters [] {
   %q = kvp.input queries last 8 of %c1 : !kvp.cache<1> -> !kvp.tensor<[head, group, query:8, channel/1], f32>
   kvp.return %c1 : !kvp.cache<1>
 }
+
+// One budget for all heads, with and without a share for certain; counts from data.
+// CHECK-LABEL: kvp.press @together
+// CHECK: kvp.topk %{{.*}} by %{{.*}} keep %{{.*}} joint at_least %{{.*}} protect %{{.*}} : !kvp.tensor<[token], i1> : <0>
+// CHECK: kvp.topk %{{.*}} by %{{.*}} keep %{{.*}} as !kvp.tensor<[head], i64> joint : <1>
+kvp.press @together kind "press" parameters [] {
+^bb0(%c: !kvp.cache<0>, %n: i64, %a: f64):
+  %k = kvp.input keys of %c : !kvp.cache<0> -> !kvp.tensor<[head, token, channel], f32>
+  %s = kvp.reduce norm %k over ["channel"] : !kvp.tensor<[head, token, channel], f32> -> !kvp.tensor<[head, token], f32>
+  %h = kvp.index "head" of %k : !kvp.tensor<[head, token, channel], f32> -> !kvp.tensor<[head], i64>
+  %p = kvp.position %c : !kvp.cache<0> -> !kvp.tensor<[token], i64>
+  %t = kvp.map lt(%p, %n) : (!kvp.tensor<[token], i64>, i64) -> !kvp.tensor<[token], i1>
+  %c1 = kvp.topk %c by %s keep %n joint at_least %a protect %t : !kvp.tensor<[token], i1> : !kvp.cache<0>, !kvp.tensor<[head, token], f32> -> !kvp.cache<1>
+  %k1 = kvp.input keys of %c1 : !kvp.cache<1> -> !kvp.tensor<[head, token/1, channel/1], f32>
+  %s1 = kvp.reduce norm %k1 over ["channel"] : !kvp.tensor<[head, token/1, channel/1], f32> -> !kvp.tensor<[head, token/1], f32>
+  %c2 = kvp.topk %c1 by %s1 keep %h as !kvp.tensor<[head], i64> joint : !kvp.cache<1>, !kvp.tensor<[head, token/1], f32> -> !kvp.cache<2>
+  kvp.return %c2 : !kvp.cache<2>
+}

@@ -123,6 +123,67 @@ TEST(Topk, channelsOfKeysAndQueries) {
   expectNear(program.score(row, {int64_t(2)}), {92 - 12, 93 - 13, 802 - 11, 803 - 12});
 }
 
+const std::string kJoint = kScore + R"(
+    %left = kvp.topk %cache by %x keep %n joint at_least %a
+      : !kvp.cache<0>, !kvp.tensor<[head, token], f32> -> !kvp.cache<1>)";
+
+TEST(Topk, oneBudgetForAllHeads) {
+  Program program(kJoint, "", "%n: i64, %a: f64", kLeft);
+  Row row = rowOf(2, 4, 1, {9, 8, 7, 6, 5, 1, 2, 3});
+  // Two of four for each head are four together; each keeps one of its own in any case.
+  EXPECT_EQ(program.select(row, {int64_t(2), 0.0}).tokens, (Sets{{0, 1, 2}, {0}}));
+  EXPECT_EQ(program.select(row, {int64_t(2), 0.99}).tokens, (Sets{{0, 1, 2}, {0}}));
+  EXPECT_EQ(program.select(row, {int64_t(2), 1.0}).tokens, (Sets{{0, 1}, {0, 3}}));
+  EXPECT_EQ(program.select(row, {int64_t(1), 0.0}).tokens, (Sets{{0}, {0}}));
+  EXPECT_EQ(program.select(row, {int64_t(9), 0.5}).tokens, (Sets{{0, 1, 2, 3}, {0, 1, 2, 3}}));
+}
+
+TEST(Topk, equalEntriesOfHeads) {
+  Program program(kJoint, "", "%n: i64, %a: f64", kLeft);
+  // The earlier token, of equal tokens the earlier head; three of five for each.
+  Row row = rowOf(3, 5, 1, {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 9, 0});
+  EXPECT_EQ(program.select(row, {int64_t(3), 0.0}).tokens, (Sets{{0, 1, 2, 3}, {0, 1, 2, 3}, {3}}));
+  row = rowOf(2, 5, 1, {1, 1, 1, 1, 1, 1, 1, 1, 1, 1});
+  EXPECT_EQ(program.select(row, {int64_t(2), 0.0}).tokens, (Sets{{0, 1}, {0, 1}}));
+}
+
+TEST(Topk, protectedEntriesOfHeads) {
+  std::string body = kScore + R"(
+    %p = kvp.position %cache : !kvp.cache<0> -> !kvp.tensor<[token], i64>
+    %one = arith.constant 1 : i64
+    %late = kvp.map lt(%one, %p) : (i64, !kvp.tensor<[token], i64>) -> !kvp.tensor<[token], i1>
+    %left = kvp.topk %cache by %x keep %n joint protect %late : !kvp.tensor<[token], i1>
+      : !kvp.cache<0>, !kvp.tensor<[head, token], f32> -> !kvp.cache<1>)";
+  Program program(body, "", "%n: i64", kLeft);
+  Row row = rowOf(2, 4, 1, {9, 8, 0, 0, 5, 1, 0, 0});
+  EXPECT_EQ(program.select(row, {int64_t(2)}).tokens, (Sets{{2, 3}, {2, 3}}));
+  EXPECT_EQ(program.select(row, {int64_t(3)}).tokens, (Sets{{0, 1, 2, 3}, {2, 3}}));
+  // More than the budget: of equals the newest.
+  EXPECT_EQ(program.select(row, {int64_t(1)}).tokens, (Sets{{3}, {3}}));
+}
+
+TEST(Topk, countsFromData) {
+  std::string body = kScore + R"(
+    %n = kvp.input values of %cache : !kvp.cache<0> -> !kvp.tensor<[head, token, channel], f32>
+    %m = kvp.reduce max %n over ["token", "channel"]
+      : !kvp.tensor<[head, token, channel], f32> -> !kvp.tensor<[head], f32>
+    %i = kvp.map int(%m) : (!kvp.tensor<[head], f32>) -> !kvp.tensor<[head], i64>)";
+  std::string separate = R"(
+    %left = kvp.topk %cache by %x keep %i as !kvp.tensor<[head], i64>
+      : !kvp.cache<0>, !kvp.tensor<[head, token], f32> -> !kvp.cache<1>)";
+  std::string joint = R"(
+    %left = kvp.topk %cache by %x keep %i as !kvp.tensor<[head], i64> joint
+      : !kvp.cache<0>, !kvp.tensor<[head, token], f32> -> !kvp.cache<1>)";
+  Row row = rowOf(3, 3, 1, {1, 3, 2, 5, 4, 3, 7, 8, 9});
+  row.values = Tensor::ofFloats({{"head", 3}, {"token", 3}, {"channel", 1}},
+                                {2, 0, 0, 0, -4, -2, 7, 0, 0}); // 2, 0 and 7
+  EXPECT_EQ(Program(body + separate, "", "", kLeft).select(row).tokens,
+            (Sets{{1, 2}, {0}, {0, 1, 2}}));
+  // Six in all, of which each keeps one.
+  EXPECT_EQ(Program(body + joint, "", "", kLeft).select(row).tokens,
+            (Sets{{1}, {0, 1}, {0, 1, 2}}));
+}
+
 const std::string kMask = kScore + R"(
     %zero = arith.constant 0.0 : f64
     %c = kvp.map lt(%x, %zero) : (!kvp.tensor<[head, token], f32>, f64)
@@ -155,6 +216,21 @@ TEST(Mask, laterStagesSeeRaggedHeads) {
   // Three and one entries are left; two of each are asked for.
   EXPECT_EQ(program.select(rowOf(2, 4, 1, {-3, -1, -2, 1, 1, -5, 1, 1})).tokens,
             (Sets{{1, 2}, {1}}));
+}
+
+TEST(Mask, raggedHeadsShareWhatEachWouldKeep) {
+  std::string body = kMask + R"(
+    %k1 = kvp.input keys of %left : !kvp.cache<1> -> !kvp.tensor<[head, token/1, channel/1], f32>
+    %y = kvp.reduce sum %k1 over ["channel"]
+      : !kvp.tensor<[head, token/1, channel/1], f32> -> !kvp.tensor<[head, token/1], f32>
+    %n = kvp.dim length %left : !kvp.cache<1>
+    %half = kvp.budget_of %budget of %n
+    %end = kvp.topk %left by %y keep %half joint
+      : !kvp.cache<1>, !kvp.tensor<[head, token/1], f32> -> !kvp.cache<2>)";
+  Program program(body, "", "%budget: !kvp.budget", "%end : !kvp.cache<2>");
+  // Half of four and of two: three, of which each head keeps one.
+  EXPECT_EQ(program.select(rowOf(2, 4, 1, {-1, -2, -3, -4, -9, 1, -8, 1}), {Budget{0.5}}).tokens,
+            (Sets{{0, 1}, {2}}));
 }
 
 TEST(Mask, lengthIsThatOfEachHead) {

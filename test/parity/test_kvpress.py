@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import kvpress
+import numpy as np
 import pytest
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -73,6 +74,7 @@ def layers():
             rotary=rotary,
             queries=queries,
             keys=past.layers[layer].keys,
+            values=past.layers[layer].values,
             layers=model.config.num_hidden_layers,
             layer=layer,
         )
@@ -93,6 +95,7 @@ def cut(at, tokens):
             "hidden": at.hidden[:, -tokens:],
             "queries": at.queries[:, :, -tokens:],
             "keys": at.keys[:, :, -tokens:],
+            "values": at.values[:, :, -tokens:],
             "rotary": tuple(x[:, -tokens:] for x in at.rotary),
         }
     )
@@ -111,12 +114,13 @@ def theirs(press, at):
     return scores, values[..., 0].long().sort(-1).values
 
 
-def ours(press, at):
+def ours(press, at, competing=False):
     given = {"layer": at.layer, "layers": at.layers}
     if "queries" in press.inputs:
         given["queries"] = at.queries
     out = press.compress(at.keys, numbered(at.keys), **given)
-    assert torch.equal(out.values[..., 0].long(), out.tokens)
+    told = out.values[..., 0].long()
+    assert torch.equal(told.where(out.tokens >= 0, -1) if competing else told, out.tokens)
     return press.scores(at.keys, numbered(at.keys), **given), out
 
 
@@ -289,3 +293,143 @@ def test_random_is_uniform(layers):
         total += held(out.tokens[:1], TOKENS).float().sum((0, 1))
     # 180 fair coins a token: 6 standard deviations of 6.7 about 90.
     assert (total - 90).abs().max() < 41 and abs(total.mean() - 90) < 1e-3
+
+
+def heads_of(out, n):
+    """bool [batch, head, token] of an output whose heads keep different counts."""
+    mask = torch.zeros(*out.tokens.shape[:2], n + 1, dtype=torch.bool)
+    return mask.scatter_(2, out.tokens.where(out.tokens >= 0, n), True)[..., :n]
+
+
+def unmasked(peer, at):
+    """What kvpress leaves: it masks entries of each head instead of freeing them."""
+    with torch.no_grad():
+        keys, _ = peer.compress(*their_arguments(at))
+    left = torch.ones(keys.shape[:3], dtype=torch.bool)
+    left[at.module.masked_key_indices] = False
+    at.module.masked_key_indices = None
+    return left
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.2, 0.7])
+@pytest.mark.parametrize("ratio", [0.3, 0.75])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_adakv(layers, layer, ratio, alpha):
+    at = layers[layer]
+    inner = kvpress.SnapKVPress(compression_ratio=ratio)
+    scores, _ = theirs(inner, at)
+    peer = unmasked(kvpress.AdaKVPress(inner, alpha_safeguard=alpha), at)
+    press = kvpc.compile("adakv", **QUICK).press(drop=ratio, alpha=alpha)
+    (_, protected), out = ours(press, at, competing=True)
+    left = heads_of(out, TOKENS)
+    kept = int(TOKENS * (1 - ratio))
+    assert (left.sum((1, 2)) == 3 * kept).all() and torch.equal(left.sum(2), out.lengths)
+    assert (out.lengths >= max(1, int(kept * alpha))).all()
+    # Near the threshold of all heads, or of the share that a head has for certain.
+    bound = BOUND * scores.masked_fill(protected, 0).amax((1, 2), keepdim=True)
+    ranks = scores.argsort(-1, descending=True).argsort(-1)
+    certain = ranks < max(1, int(kept * alpha))
+    joint = scores.masked_fill(~peer | certain, torch.inf).amin((1, 2), keepdim=True)
+    own = scores.masked_fill(~certain, torch.inf).amin(-1, keepdim=True)
+    near = ((scores - joint).abs() <= 2 * bound) | ((scores - own).abs() <= 2 * bound)
+    assert torch.equal((left != peer) & near, left != peer)
+    assert (left != peer).float().mean() < 0.01
+
+
+def with_values(at):
+    """What criticalkv is given: values and their way out."""
+    return {
+        "keys": at.keys,
+        "values": at.values,
+        "queries": at.queries,
+        "output_weight": at.module.o_proj.weight.detach(),
+        "layer": at.layer,
+        "layers": at.layers,
+    }
+
+
+def their_values(at):
+    rest = {"position_embeddings": at.rotary, "hidden_states": at.hidden}
+    return at.module, at.hidden, at.keys, at.values, None, rest
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.75])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_criticalkv(layers, layer, ratio):
+    at = layers[layer]
+    peer = kvpress.CriticalKVPress(kvpress.SnapKVPress(compression_ratio=ratio))
+    with torch.no_grad():
+        scores = peer.score(*their_values(at))
+    press = kvpc.compile("critical_snapkv", **QUICK).press(drop=ratio)
+    out = press.compress(**with_values(at))
+    mine, protected = press.scores(**with_values(at))
+    # Theirs knows two kinds of protection: the largest number, and the window's scores.
+    size = scores.masked_fill(protected, 0).amax(-1, keepdim=True)
+    assert ((mine - scores).abs().masked_fill(protected, 0) <= BOUND * size).all()
+    wanted = scores.topk(int(TOKENS * (1 - ratio))).indices
+    compare_sets(out.tokens, wanted, scores.masked_fill(protected, torch.inf), BOUND * size)
+
+
+def critical_adakv_of(scores, norms, kept, alpha=0.2, first=0.5, eps=1e-4):
+    """The right answer for one row: counts from one budget, then each head in two stages."""
+    heads, n = scores.shape
+    certain = scores.topk(max(1, int(kept * alpha))).indices
+    safe = scores.scatter(-1, certain, torch.inf)
+    best = safe.flatten().topk(heads * kept).indices
+    left = torch.zeros(heads, n, dtype=torch.bool)
+    for head, count in enumerate(torch.bincount(best // n, minlength=heads).tolist()):
+        forced = scores[head].topk(int(count * first)).indices
+        second = ((scores[head] + eps) * norms[head]).scatter(-1, forced, torch.inf)
+        left[head, second.topk(count).indices] = True
+    return left
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.75])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_critical_adakv(layers, layer, ratio):
+    at = layers[layer]
+    inner = kvpress.SnapKVPress(compression_ratio=ratio)
+    with torch.no_grad():
+        scores = inner.score(*their_values(at))
+        norms = kvpress.CriticalKVPress.vwl1norm(at.values, at.module)
+    press = kvpc.compile("critical_adakv", **QUICK).press(drop=ratio)
+    left = heads_of(press.compress(**with_values(at)), TOKENS)
+    kept = int(TOKENS * (1 - ratio))
+    for row in range(2):
+        right = critical_adakv_of(scores[row], norms[row], kept)
+        assert left[row].sum() == right.sum() and (left[row] != right).float().mean() < 0.003
+    # kvpress agrees where there is one row; of several it adds up the budgets of their heads.
+    one = SimpleNamespace(**vars(at))
+    for name in ("hidden", "keys", "values", "queries"):
+        setattr(one, name, getattr(at, name)[:1])
+    one.rotary = tuple(x[:1] for x in at.rotary)
+    with torch.no_grad():
+        kvpress.CriticalAdaKVPress(inner).compress(*their_values(one))
+    peer = torch.ones(one.keys.shape[:3], dtype=torch.bool)
+    peer[one.module.masked_key_indices] = False
+    at.module.masked_key_indices = None
+    assert (left[:1] != peer).float().mean() < 0.003
+    if ratio == 0.3:
+        with torch.no_grad(), pytest.raises(RuntimeError, match="index k out of range"):
+            kvpress.CriticalAdaKVPress(inner).compress(*their_values(at))
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5])
+def test_duo_attention(layers, ratio):
+    """Of equal heads kvpress leaves open which ones stream; here none are equal."""
+    pattern = torch.rand(30, 3, generator=torch.Generator().manual_seed(3))
+    peer = kvpress.DuoAttentionPress(head_compression_ratio=ratio)
+    scores = pattern.clamp(0, 1).numpy()
+    streaming = np.zeros(scores.shape, dtype=bool)
+    order = np.argsort(scores, axis=None, kind="stable")[: round(90 * ratio)]
+    streaming[np.unravel_index(order, scores.shape)] = True
+    peer.sink_size, peer.recent_size = 30, 100
+    peer.streaming_mask = torch.from_numpy(streaming)
+    press = kvpc.compile("duo_attention", **QUICK)
+    press = press.press(pattern=pattern, ratio=ratio, sink=30, recent=100)
+    for layer in LAYERS:
+        at = layers[layer]
+        out = press.compress(at.keys, at.values, layer=at.layer, layers=at.layers)
+        left = heads_of(out, TOKENS)
+        assert torch.equal(left, unmasked(peer, at))
+        assert (left.sum(2) == torch.where(peer.streaming_mask[layer], 130, TOKENS)).all()

@@ -69,6 +69,7 @@ class Program:
 class Generator:
     def __init__(self, seed):
         self.draw = random.Random(seed)
+        self.rare = random.Random(seed + 0.5)  # what few programs have
         self.seed = seed
         self.functions, self.lets, self.parameters = [], [], []
         self.arguments, self.tensors = {}, {}
@@ -83,6 +84,9 @@ class Generator:
 
     def pick(self, what):
         return self.draw.choice(what)
+
+    def pick_rarely(self, what):
+        return self.rare.choice(what)
 
     # Leaves: text over some of the wanted axes.
 
@@ -109,6 +113,15 @@ class Generator:
             )
         if axes == ("channel",):
             return "(index(channel) / channels)"
+        if axes in (("head", "token"), ("head", "group", "token")) and self.rare.random() < 0.2:
+            share = self.pick_rarely(
+                (
+                    "dot(values, output_weight, channel).abs().sum(feature)",
+                    "dot(values, output_weight, channel).norm(feature)",
+                    "relu(dot(values, output_weight, channel) - 0.1).max(feature)",
+                )
+            )
+            return f"({share} / 10)" if "group" in axes else f"({share}.mean(group) / 10)"
         if axes == ("head", "token") and self.chance(0.3):
             return f"uniform({self.pick((1, 2, self.scalar_parameter('int')))}, [head, token])"
         if axes == ("head", "channel") and self.weights and self.chance(0.3):
@@ -354,8 +367,15 @@ class Generator:
         """A pipeline of one selection; whether it left heads aligned, and with equal counts."""
         kind = self.draw.randint(0, 9)
         if kind <= 3:
-            text = f"{self.score(('head', 'token'), depth)} |> topk({self.budget()})"
-            return text, False, True
+            text = self.score(("head", "token"), depth)
+            budget = self.budget()
+            if self.rare.random() < 0.3:
+                share = self.pick_rarely(("", ", at_least = 0.2", ", at_least = 0.9"))
+                return f"{text} |> topk({budget}, over = [head, token]{share})", False, False
+            if self.rare.random() < 0.2:
+                count = f"(uniform({self.rare.randint(0, 9)}, [head, token]) > 0.6).count(token)"
+                return f"{text} |> topk(keep({count}))", False, False
+            return f"{text} |> topk({budget})", False, True
         if kind <= 5:
             return f"{self.score(('token',), depth)} |> topk({self.budget()})", True, True
         if kind <= 7:

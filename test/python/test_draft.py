@@ -87,5 +87,6 @@ def test_enough_of_it_compiles():
     """The presses of the first issue, and nothing that compiled once is lost."""
     done = {n for n in EXPORTED if kvpc("check", DRAFT, "--press", n, *needs(n)).returncode == 0}
     first = """random knorm keydiff streaming_llm snapkv tova qfilter cur lagkv pyramidkv chunkkv
-        chunkkv_reuse per_layer composed simlayerkv dms think snap_think chunk_snap_think"""
+        chunkkv_reuse per_layer composed simlayerkv dms think snap_think chunk_snap_think
+        adakv adakv_snapkv criticalkv critical_snapkv critical_adakv duo_attention"""
     assert done >= set(first.split())

@@ -36,11 +36,14 @@ class Case:
     bound     of the difference of f32 scores, relative to the largest score of the row and head: what
               sums of another order and the approximated functions cost. 0: exact
     window    queries that it asks for
+    features  of the output projection that it asks for
     element   what a score selects: token, part or channel
+    competing heads share a budget: a near tie in one may show in the counts of others
     """
 
     bound: float
     window: int = 0
+    features: int = 0
     element: str = "token"
     size: int = 1
     program: str = ""
@@ -48,6 +51,7 @@ class Case:
     arguments: dict = field(default_factory=dict)
     call: dict = field(default_factory=dict)
     stages: int = 1
+    competing: bool = False
 
 
 def _filter(channels):
@@ -67,6 +71,12 @@ CASES = {
     "chunkkv": Case(4e-6, window=64, element="part", size=20, arguments=HALF),
     "chunkkv_reuse": Case(4e-6, window=64, element="part", size=10, arguments=HALF),
     "per_layer": Case(4e-6, window=64, arguments={"ratios": [0.9, 0.4, 0.1]}, call=LAYER),
+    "adakv": Case(4e-6, window=64, arguments=HALF | {"alpha": 0.3}, competing=True),
+    "adakv_snapkv": Case(4e-6, window=64, arguments={"drop": 0.9}, competing=True),
+    # Sums of the values' shares over all features and channels.
+    "criticalkv": Case(1e-5, window=64, features=200, arguments=HALF),
+    "critical_snapkv": Case(1e-5, window=64, features=129, arguments=HALF),
+    "critical_adakv": Case(1e-5, window=64, features=64, arguments=HALF, competing=True),
     "composed": Case(
         1e-6,
         window=16,
@@ -111,7 +121,14 @@ def pressed(tmp_path_factory):
 
 
 def call_of(case, rows, padding="right"):
-    return batch(rows, padding, case.window) | case.call | new_state(case)
+    call = batch(rows, padding, case.window) | case.call | new_state(case)
+    if case.features:
+        values = call["values"]
+        make = torch.Generator().manual_seed(17)
+        width = 2 * values.shape[1] * values.shape[3]  # two query heads a head
+        weight = torch.randn(case.features, width, generator=make) / width**0.5
+        call["output_weight"] = weight.to(values.dtype)
+    return call
 
 
 def new_state(case):
@@ -183,7 +200,10 @@ def check(press, case, rows):
     assert scores.dtype == torch.float32 and scores.shape == wanted.shape
     assert torch.equal(marks, wanted_marks)
     plain = press.compress(**call, backend="reference")
-    assert torch.equal(out.lengths, plain.lengths)
+    if case.competing:
+        assert torch.equal(out.lengths.sum(-1), plain.lengths.sum(-1))
+    else:
+        assert torch.equal(out.lengths, plain.lengths)
     # Given our scores, the choice and the bytes are the reference's.
     given = selected_by_reference(press, call, (scores, marks))
     most = given.tokens.shape[2]
@@ -198,7 +218,7 @@ def check(press, case, rows):
             f"length {call['lengths'][index]}: scores are off by "
             f"{((mine - theirs).abs() / within(1, theirs)).nan_to_num(9).max():.3g}"
         )
-        if case.stages == 1:
+        if case.stages == 1 and not case.competing:
             shape = theirs.shape
             check_near_ties(
                 case,
@@ -277,3 +297,71 @@ def test_follower(pressed, dtype):
         assert kept(follower, call, index) == kept(wanted, call, index)
     with pytest.raises(kvpc.StateError):
         press.compress(**call | {"state": kvpc.State()})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pattern_of_all_layers(monkeypatch, tmp_path, dtype):
+    """duo_attention has no scores: which heads stream is said by the pattern of all layers."""
+    monkeypatch.setenv("KVPC_CACHE", str(tmp_path))
+    pattern = torch.tensor([[0.7, -1], [1.5, 0.2], [0.7, 2]])  # places 2 5, 0 4, 3 1
+    module = kvpc.compile("duo_attention", dtypes=DTYPES, channels=0, targets=best_target())
+    rows = [row(n, seed=n, dtype=dtype) for n in (500, 7, 65)]
+    for ratio, streaming in ((0.5, [(1,), (1,), (0,)]), (0.4, [(1,), (1,), ()]), (0, [(), (), ()])):
+        press = module.press(pattern=pattern, ratio=ratio, sink=3, recent=20)
+        for layer in range(3):
+            for padding in ("left", "right"):
+                call = batch(rows, padding, window=0) | {"layer": layer, "layers": 3}
+                out = press.compress(**call)
+                check_output(out, call)
+                for index, one in enumerate(rows):
+                    here = kept(out, call, index)
+                    slow = press.compress(**call, backend="reference")
+                    assert here == kept(slow, call, index)
+                    ends = min(23, one.length)
+                    assert [len(t) for t in here.tokens] == [
+                        ends if head in streaming[layer] else one.length for head in range(2)
+                    ]
+    with pytest.raises(kvpc.InputError, match=r"has shape \[3, 2\]; need \[layer 4, head 2\]"):
+        press.compress(**call | {"layers": 4})
+
+
+def test_followers_of_one_budget(monkeypatch, tmp_path):
+    """Heads of later layers take the counts too that those of the first won from each other."""
+    monkeypatch.setenv("KVPC_CACHE", str(tmp_path))
+    source = """
+press shared(budget: budget = drop(0.5)) =
+  reuse(keys.norm(channel) |> topk(budget, over = [head, token]), layers = 2)
+"""
+    press = kvpc.compile(source, dtypes="f32", channels=0, targets=best_target()).press(drop=0.7)
+    state = kvpc.State()
+    rows = [[row(n, seed=n + s) for n in (300, 65, 7)] for s in (0, 50)]
+    calls = [batch(r, "left", window=0) | {"layers": 2, "state": state} for r in rows]
+    leader, follower = (press.compress(**c, layer=i) for i, c in enumerate(calls))
+    slow = press.compress(**calls[0] | {"state": kvpc.State()}, layer=0, backend="reference")
+    assert leader.lengths[0, 0] != leader.lengths[0, 1]
+    for index in range(3):
+        assert kept(leader, calls[0], index) == kept(slow, calls[0], index)
+    assert torch.equal(leader.tokens, follower.tokens)
+    assert torch.equal(leader.lengths, follower.lengths)
+    check_output(follower, calls[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_output_weight_as_it_lies(monkeypatch, tmp_path, dtype):
+    """Of values that are wider than keys; by features or by channels, as layers and files have it."""
+    monkeypatch.setenv("KVPC_CACHE", str(tmp_path))
+    source = "score share() = dot(values, output_weight, channel).abs().sum(feature).mean(group)"
+    press = kvpc.compile(source, dtypes=dtype, channels=0, targets=best_target()).press(drop=0.5)
+    make = torch.Generator().manual_seed(2)
+    keys = torch.randn(2, 2, 300, 16, generator=make).to(CAST[dtype])
+    values = torch.randn(2, 2, 300, 23, generator=make).to(CAST[dtype])
+    weight = torch.randn(2, 3, 23, 131, generator=make).to(CAST[dtype])
+    wanted = torch.einsum("bhtc,hgcf->bhgtf", values.float(), weight.float())
+    wanted = wanted.abs().sum(-1).mean(2)
+    linear = weight.permute(3, 0, 1, 2).reshape(131, -1).contiguous()
+    for given in (weight, linear, linear.t().contiguous().t()):
+        scores, _ = press.scores(keys, values, output_weight=given)
+        assert ((scores - wanted).abs() <= 1e-6 * wanted.max()).all()
+    out = press.compress(keys, values, output_weight=weight)
+    slow = press.compress(keys, values, output_weight=weight, backend="reference")
+    assert torch.equal(out.tokens, slow.tokens)

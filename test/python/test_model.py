@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 import kvpc
 
-# duo_attention with its ranking done before: some heads keep everything, the others their ends.
+# duo_attention without the ranking: some heads keep everything, the others their ends.
 RETRIEVAL = """
 press retrieval(pattern: float[layer, head]) =
   mask(pattern >= 0.5 or position < 4 or position >= length - 16)
@@ -30,20 +30,31 @@ def presses(tmp_path_factory):
         "chunk_snap_think": kvpc.press("chunk_snap_think", drop=0.5, thin=0.5),
         "simlayerkv": kvpc.press("simlayerkv", threshold=0.33, last=4, recent=24, initial=4),
         "per_layer": kvpc.press("per_layer", inner="snapkv(8)", ratios=[0.1, 0.5, 0.9, 0.3]),
+        "duo_attention": kvpc.press(
+            "duo_attention", pattern=str(pattern), ratio=0.5, sink=4, recent=16
+        ),
         "retrieval": kvpc.press(RETRIEVAL, pattern=str(pattern)),
+        # heads compete for one budget, and keep different counts
+        "adakv": kvpc.press("adakv", inner="snapkv(8)", drop=0.7, alpha=0.1),
+        "criticalkv": kvpc.press("criticalkv", inner="snapkv(8)", drop=0.5),
+        "critical_adakv": kvpc.press("critical_adakv", inner="snapkv(8)", drop=0.5),
         # heads keep what lies above a threshold: different counts
         "dms": kvpc.press("dms", inner="snapkv(8)", threshold=0.008, window=4),
     }
 
 
 NAMES = ["knorm", "snapkv", "chunkkv_reuse", "pyramidkv", "think", "chunk_snap_think", "dms"]
+NAMES += ["adakv", "critical_adakv"]
 FAMILIES = ["Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma3"]
 
 
 @pytest.mark.parametrize(
     "family, name",
-    [("Llama", name) for name in [*NAMES, "simlayerkv", "per_layer", "retrieval"]]
-    + [(family, name) for family in FAMILIES for name in ("chunk_snap_think", "dms")],
+    [
+        ("Llama", name)
+        for name in [*NAMES, "simlayerkv", "per_layer", "retrieval", "duo_attention", "criticalkv"]
+    ]
+    + [(family, name) for family in FAMILIES for name in ("chunk_snap_think", "critical_adakv")],
 )
 def test_small_models(presses, family, name):
     model, press, ids = make(family), Recorded(presses[name]), text(120)
@@ -54,10 +65,13 @@ def test_small_models(presses, family, name):
     kept = {len(t) for rows in press.log.values() for row in rows for t in row.tokens}
     assert min(kept) < 120 or name == "think"
     counts = [layer.lengths[0].tolist() for layer in sealed(out)]
-    if name == "retrieval":
+    if name in ("retrieval", "duo_attention"):
         assert counts == [[120, 20], [20, 20], [20, 120], [120, 120]]
     if name == "per_layer":
         assert counts == [[108] * 2, [60] * 2, [11] * 2, [84] * 2]
+    if name == "adakv":
+        assert all(sum(row) == 72 and min(row) >= 3 for row in counts)
+        assert any(row[0] != row[1] for row in counts)
     if name == "simlayerkv":  # some layers are lazy
         assert {len(set(row)) for row in counts} == {1} and len({row[0] for row in counts}) == 2
     if name == "dms":

@@ -41,6 +41,83 @@ press m() = compose(a(), b())
 press a() = mask(minimum(keys.norm(channel) / 4, uniform(1, [head, token])) > 0.2)
 press m() = compose(a(), keys.norm(channel).protect(position >= 33) |> topk(keep(3)))
 """,
+    "share_of_the_output": """
+score m() = dot(values, output_weight, channel).abs().sum(feature).mean(group)
+""",
+    "norm_of_the_output": "score m() = dot(values, output_weight, channel).norm(feature).max(group)",
+    "both_at_once": """
+score m() = {
+  let x = dot(values, output_weight, channel)
+  return (x / x.norm(feature)).max(feature, group) + (x > 0.1).count(feature, where = abs(x) < 2).mean(group)
+}
+""",
+    "share_of_survivors": """
+press a() = mask(uniform(1, [head, token]) > index(head) * 0.6)
+press t() = (keys ** 2).mean(token) |> topk(keep(7))
+press b() = dot(values, 0.5 * output_weight, channel).abs().mean(feature, group) |> topk(drop(0.4))
+press m() = compose(a(), t(), b())
+""",
+    "shares_of_keys": """
+score m() = dot(keys, output_weight.max(group), channel).min(feature) * output_weight.norm(channel, feature).mean(group)
+""",
+    "one_budget": """
+press m() = keys.norm(channel) |> topk(drop(0.6), over = [head, token], at_least = 0.3)
+""",
+    # The other one keeps its best entry.
+    "one_budget_that_one_head_wins": """
+press m() = keys.norm(channel) + 100 * index(head) |> topk(keep(10), over = [head, token])
+""",
+    "one_budget_of_equals": """
+press m() = minimum(keys.norm(channel), 3.5) |> topk(keep(20), over = [token, head])
+""",
+    "one_budget_of_protected": """
+press m() =
+  minimum(keys.norm(channel), 3.5).protect(position % 3 > 0) |> topk(keep(20), over = [head, token])
+""",
+    "one_budget_of_ragged_heads": """
+press a() = mask(uniform(1, [head, token]) > index(head) * 0.6)
+press b() = values.norm(channel).protect(position > 30) |> topk(drop(0.6), over = [head, token])
+press m() = compose(a(), b())
+""",
+    "one_budget_of_survivors": """
+press a() = position |> topk(keep(40))
+press b() = keys.norm(channel) |> topk(drop(0.5), over = [head, token], at_least = 0.9)
+press m() = compose(a(), b(), values.norm(channel) |> topk(drop(0.4)))
+""",
+    "one_budget_without_head": """
+press a() = keys.norm(channel) |> topk(keep(30))
+press m() = compose(a(), position |> topk(keep(8), over = [head, token]))
+""",
+    "counts_of_heads": """
+press m() = keys.norm(channel) |> topk(keep((values.norm(channel) > 3.5).count(token)))
+""",
+    "counts_of_ragged_heads": """
+press a() = mask(uniform(1, [head, token]) > index(head) * 0.6)
+press m() = compose(a(), keys.norm(channel) |> topk(keep((values.norm(channel) > 3.5).count(token))))
+""",
+    "counts_together": """
+press m() = keys.norm(channel) |> topk(keep((values.norm(channel) > 3.5).count(token)), over = [head, token])
+""",
+    "counts_without_head": """
+press m() = position |> topk(keep((values.norm(channel).max(head) > 4.5).count(token)))
+""",
+    "counts_in_parts": """
+press m() = keys.norm(channel) |> chunk(7) |> topk(keep((values.norm(channel) > 3.5).count(token)))
+""",
+    # The bound that a plan takes from the longest head is none of what a short one keeps.
+    "a_count_that_falls_with_the_length": """
+press m() = compose(mask(position < 30), keys.norm(channel) |> topk(keep(maximum(46 - length, 1))))
+""",
+    "ranks_of_all_layers": """
+score m(w: float[layer, head]) = keys.norm(channel) * (w.rank(layer, head) + 3)
+""",
+    "reduced_over_layers": """
+score m(w: float[layer, head, channel]) = {
+  let x = abs(w).mean(channel)  # two heads of three layers
+  let tied = float(round(x)).rank(layer, head)
+  return keys.norm(channel) * (x.rank(layer) + 3) + x.max(layer) + w.sum(layer, channel) + tied
+}
+""",
     "std_of_one": "score m() = queries.last(1).sum(group).std(query)",
     "pool_in_a_short_part": (
         "score m() = position.partition(token, 20).avg_pool(slot, 3).join(fill = 0)"
@@ -134,6 +211,13 @@ press m() = compose(a(), keys.norm(channel).partition(token, 16).join(fill = 0) 
 }
 
 
+# Their tensors.
+WEIGHTS = {
+    "ranks_of_all_layers": {"w": ("layer", "head")},
+    "reduced_over_layers": {"w": ("layer", "head", "channel")},
+}
+
+
 class Groups:
     """Runs groups of programs in the background, each when one of its seeds is asked for."""
 
@@ -188,7 +272,7 @@ def run_group(seeds):
 def press_of(one, module):
     info = module.presses[one.name]
     make = torch.Generator().manual_seed(3)
-    sizes = {"head": HEADS, "channel": CHANNELS}
+    sizes = {"layer": SMALL["layers"], "head": HEADS, "channel": CHANNELS}
     tensors = {
         name: torch.randn([sizes[a] for a in axes], generator=make)
         for name, axes in one.tensors.items()
@@ -212,7 +296,11 @@ def call_for(press, nudged=0):
     queries = press.inputs.get("queries", 0)
     window = None if queries == "all" else queries
     # Padding is finite here: it would be hard to say of `inf - inf` whose fault it is.
-    return batch(rows_of(nudged), "left", window) | SMALL
+    call = batch(rows_of(nudged), "left", window) | SMALL
+    if "output_weight" in press.inputs:  # more features than a block has rows
+        make = torch.Generator().manual_seed(7)
+        call["output_weight"] = torch.randn(150, 4 * CHANNELS, generator=make) / 8
+    return call
 
 
 def off(ours, wanted, allowed):
@@ -314,7 +402,8 @@ def test_program(groups, seed):
 def test_corner(tmp_path, monkeypatch, name):
     monkeypatch.setenv("KVPC_CACHE", str(tmp_path))
     source = CORNERS[name]
-    one = Program("m", "press" if "press m" in source else "score", source)
+    kind = "press" if "press m" in source else "score"
+    one = Program("m", kind, source, tensors=WEIGHTS.get(name, {}))
     check(one, [compiled([one], level) for level in ("O0", "O2")])
 
 
@@ -327,7 +416,8 @@ def test_generator():
     used = (
         "softmax normalize cumsum rank avg_pool max_pool shift partition join chunk protect mask "
         "compose dot cosine attention logits uniform where = sum mean max min std var norm tanh "
-        "sigmoid gelu relu abs sqrt rsqrt log exp clamp maximum minimum let fn keep(  drop( queries.last"
+        "sigmoid gelu relu abs sqrt rsqrt log exp clamp maximum minimum let fn keep(  drop( queries.last "
+        "over at_least count output_weight feature"
     )
     missing = [word for word in used.split() if word not in text]
     assert not missing, missing

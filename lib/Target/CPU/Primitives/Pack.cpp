@@ -9,7 +9,7 @@ namespace {
 
 struct Rows {
   const char *data;
-  int64_t groupStride, queryStride, queries, count;
+  int64_t groupStride, queryStride, channelStride, queries, count;
   const int32_t *channels;
   float scale;
 };
@@ -38,7 +38,7 @@ KVPC_INLINE void overPanel(const Rows &rows, int64_t first, int64_t channels, Pu
                                      Element::kBytes;
     for (int64_t c = 0; c < channels; ++c) {
       int64_t channel = rows.channels ? int64_t(rows.channels[c]) : c;
-      put(r, c, Element::get(at + channel * Element::kBytes) * rows.scale);
+      put(r, c, Element::get(at + channel * rows.channelStride * Element::kBytes) * rows.scale);
     }
   }
 }
@@ -83,12 +83,13 @@ int64_t kvpc_prim_panel_bytes(int64_t key_dtype, int64_t channels, int64_t parts
 }
 
 void kvpc_prim_pack_rows(const void *q, int64_t q_dtype, int64_t group_stride, int64_t query_stride,
-                         int64_t groups, int64_t queries, int64_t channels,
+                         int64_t channel_stride, int64_t groups, int64_t queries, int64_t channels,
                          const int32_t *channel_ids, float scale, int64_t key_dtype, int64_t parts,
                          void *panels) {
   Rows rows = {static_cast<const char *>(q),
                group_stride,
                query_stride,
+               channel_stride,
                queries,
                groups * queries,
                channel_ids,

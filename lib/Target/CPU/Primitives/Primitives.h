@@ -50,16 +50,18 @@ int64_t kvpc_prim_select_scratch(int64_t n);
 int64_t kvpc_prim_select(const float *score, const uint8_t *protect, const int32_t *within,
                          int64_t n, int64_t k, int32_t *out, void *scratch);
 
-/// One selection for `heads` heads of n scores each (head h at score + h * stride, protect + h *
-/// stride): the best min(max(k, 0), heads * n) of all. `floor` entries of each head (the best of
-/// that head, clamped to 0 .. min(n, k / heads)) are chosen first. Of equals the earlier token
-/// wins, then the lower head; among more protected entries than k the later token, then the higher
-/// head. Head h's ids go to out + h * out_stride, ascending, their number to counts[h] (at most n);
-/// returns the sum of the counts.
-int64_t kvpc_prim_select_joint(const float *score, const uint8_t *protect, int64_t stride,
-                               int64_t heads, int64_t n, int64_t k, int64_t floor, int32_t *out,
+/// One selection for `heads` heads, head h of n[h] scores at score + h * score_stride (protection
+/// at protect + h * protect_stride): the best min(max(k, 0), all there are) of all. floor[h]
+/// entries of head h (its best, at most n[h]) are chosen first; together the floors are at most k.
+/// Of equals the earlier token wins, then the lower head; among more protected entries than k the
+/// later token, then the higher head. Head h's ids go to out + h * out_stride, ascending, their
+/// number to counts[h] (at most n[h]); returns the sum of the counts. `longest` is at least every
+/// n[h].
+int64_t kvpc_prim_select_joint(const float *score, int64_t score_stride, const uint8_t *protect,
+                               int64_t protect_stride, int64_t heads, const int64_t *n,
+                               int64_t longest, int64_t k, const int64_t *floor, int32_t *out,
                                int64_t out_stride, int64_t *counts, void *scratch);
-int64_t kvpc_prim_select_joint_scratch(int64_t heads, int64_t n);
+int64_t kvpc_prim_select_joint_scratch(int64_t heads, int64_t longest);
 
 /// Ids where `cond` holds, ascending; if it holds nowhere, the newest, n - 1, alone. Returns how
 /// many: 0 only if n is 0. `out` holds n ids.
@@ -115,13 +117,13 @@ int64_t kvpc_prim_panel_rows(void);
 int64_t kvpc_prim_panel_bytes(int64_t key_dtype, int64_t channels, int64_t parts);
 
 /// Packs groups * queries rows, row g * queries + w from q + g * group_stride + w * query_stride,
-/// into ceil(rows / kvpc_prim_panel_rows()) panels; rows that are missing in the last are 0.
-/// `channel_ids`, if not null, names the `channels` channels of q to take. An element becomes
-/// q * scale in f32. Where panels hold bf16 it is then rounded to nearest even (exact with scale 1
-/// and q of bf16: give the contraction the scale); with parts = 2 the rest is rounded as a second
-/// part, for queries that were computed. Elsewhere `parts` is ignored.
+/// its elements channel_stride apart, into ceil(rows / kvpc_prim_panel_rows()) panels; rows that
+/// are missing in the last are 0. `channel_ids`, if not null, names the `channels` channels of q to
+/// take. An element becomes q * scale in f32. Where panels hold bf16 it is then rounded to nearest
+/// even (exact with scale 1 and q of bf16: give the contraction the scale); with parts = 2 the rest
+/// is rounded as a second part, for queries that were computed. Elsewhere `parts` is ignored.
 void kvpc_prim_pack_rows(const void *q, int64_t q_dtype, int64_t group_stride, int64_t query_stride,
-                         int64_t groups, int64_t queries, int64_t channels,
+                         int64_t channel_stride, int64_t groups, int64_t queries, int64_t channels,
                          const int32_t *channel_ids, float scale, int64_t key_dtype, int64_t parts,
                          void *panels);
 

@@ -28,11 +28,11 @@ static void markFloor(const float *score, const uint8_t *protect, int64_t n, int
 }
 
 /// Deals `take` of the entries equal to `bound` to the heads in the order of (token, head).
-static void dealEquals(const int32_t *keys, int64_t padded, int64_t heads, int64_t n, int32_t bound,
+static void dealEquals(const int32_t *keys, int64_t padded, int64_t heads, int32_t bound,
                        int64_t take, bool newest, int64_t *quota) {
-  for (int64_t i = 0; i < n && take; ++i)
+  for (int64_t i = 0; i < padded && take; ++i)
     for (int64_t h = 0; h < heads && take; ++h) {
-      int64_t token = newest ? n - 1 - i : i, head = newest ? heads - 1 - h : h;
+      int64_t token = newest ? padded - 1 - i : i, head = newest ? heads - 1 - h : h;
       bool isEqual = keys[head * padded + token] == bound;
       quota[head] += isEqual;
       take -= isEqual;
@@ -41,52 +41,60 @@ static void dealEquals(const int32_t *keys, int64_t padded, int64_t heads, int64
 
 extern "C" {
 
-int64_t kvpc_prim_select_joint_scratch(int64_t heads, int64_t n) {
-  int64_t padded = roundUp(n, 16);
-  return 2 * (heads * padded + 16) * 4 + roundUp(heads * n, 64);
+int64_t kvpc_prim_select_joint_scratch(int64_t heads, int64_t longest) {
+  int64_t padded = roundUp(longest, 16);
+  return 2 * (heads * padded + 16) * 4 + roundUp(heads * longest, 64);
 }
 
-int64_t kvpc_prim_select_joint(const float *score, const uint8_t *protect, int64_t stride,
-                               int64_t heads, int64_t n, int64_t k, int64_t floor, int32_t *out,
+int64_t kvpc_prim_select_joint(const float *score, int64_t score_stride, const uint8_t *protect,
+                               int64_t protect_stride, int64_t heads, const int64_t *n,
+                               int64_t longest, int64_t k, const int64_t *floor, int32_t *out,
                                int64_t out_stride, int64_t *counts, void *scratch) {
-  for (int64_t h = 0; h < heads; ++h)
+  int64_t entries = 0;
+  for (int64_t h = 0; h < heads; ++h) {
     counts[h] = 0;
-  k = least(most(k, 0), heads * n);
+    entries += n[h];
+  }
+  k = least(most(k, 0), entries);
   if (k <= 0)
     return 0;
-  floor = least(most(floor, 0), least(n, k / heads));
-  int64_t padded = roundUp(n, kLanes), total = heads * padded;
+  int64_t padded = roundUp(longest, kLanes), total = heads * padded;
   int32_t *keys = static_cast<int32_t *>(scratch);
-  int32_t *buffer = keys + heads * roundUp(n, 16) + 16;
-  uint8_t *chosen = reinterpret_cast<uint8_t *>(buffer + heads * roundUp(n, 16) + 16);
-  auto protectOf = [=](int64_t h) { return protect ? protect + h * stride : nullptr; };
+  int32_t *buffer = keys + heads * roundUp(longest, 16) + 16;
+  uint8_t *chosen = reinterpret_cast<uint8_t *>(buffer + heads * roundUp(longest, 16) + 16);
+  auto protectOf = [=](int64_t h) { return protect ? protect + h * protect_stride : nullptr; };
+  auto floorOf = [=](int64_t h) { return least(most(floor[h], 0), n[h]); };
 
-  int64_t contenders = 0;
+  int64_t contenders = 0, open = k;
   for (int64_t h = 0; h < heads; ++h) {
-    uint8_t *mine = chosen + h * n;
+    uint8_t *mine = chosen + h * longest;
     const uint8_t *protectMine = protectOf(h);
-    if (floor)
-      markFloor(score + h * stride, protectMine, n, floor, keys, buffer, mine);
-    contenders += countTrue(protectMine, n);
-    if (floor && protectMine)
-      for (int64_t i = 0; i < n; ++i)
-        contenders -= protectMine[i] && mine[i];
+    int64_t certain = floorOf(h);
+    open -= certain;
+    contenders += countTrue(protectMine, n[h]);
+    if (!certain)
+      continue;
+    markFloor(score + h * score_stride, protectMine, n[h], certain, keys, buffer, mine);
+    for (int64_t i = 0; protectMine && i < n[h]; ++i)
+      contenders -= protectMine[i] && mine[i];
   }
-  bool contest = contenders > k - heads * floor;
+  bool contest = contenders > open;
   for (int64_t h = 0; h < heads; ++h) {
     int32_t *mine = keys + h * padded;
-    keysOf(score + h * stride, protectOf(h), n, contest ? Protection::Contest : Protection::First,
-           mine);
-    if (floor)
-      for (int64_t i = 0; i < n; ++i)
-        mine[i] = chosen[h * n + i] ? kFirstKey : mine[i];
+    int64_t filled = keysOf(score + h * score_stride, protectOf(h), n[h],
+                            contest ? Protection::Contest : Protection::First, mine);
+    for (int64_t i = filled; i < padded; ++i)
+      mine[i] = kOutKey;
+    if (floorOf(h))
+      for (int64_t i = 0; i < n[h]; ++i)
+        mine[i] = chosen[h * longest + i] ? kFirstKey : mine[i];
   }
 
   int32_t bound = kthLargest(keys, total, k, buffer);
   int64_t above, equal = countEqual(keys, total, bound, &above);
   bool all = equal == k - above;
   if (!all)
-    dealEquals(keys, padded, heads, n, bound, k - above, contest, counts);
+    dealEquals(keys, padded, heads, bound, k - above, contest, counts);
   for (int64_t h = 0; h < heads; ++h) {
     int64_t aboveMine, equalMine = countEqual(keys + h * padded, padded, bound, &aboveMine);
     int64_t take = all ? equalMine : counts[h];

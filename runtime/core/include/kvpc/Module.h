@@ -59,10 +59,10 @@ struct Call {
   TensorRef hidden;                    // [batch, query, feature]
   TensorRef outputWeight;      // [feature, query head * channel] or [head, group, channel, feature]
   TensorRef originalPositions; // int64 [batch, head, token] or [batch, token]
-  std::vector<TensorRef> weights;   // f32, contiguous, taken at this layer, in the header's order
-  const int64_t *lengths = nullptr; // [batch] real tokens; null: all
-  const int64_t *seen = nullptr;    // [batch] tokens ever cached; null: the lengths
-  bool padRight = false;            // padding stands after the real tokens
+  std::vector<TensorRef> weights;      // f32, contiguous, at this layer if layered, in header order
+  const int64_t *lengths = nullptr;    // [batch] real tokens; null: all
+  const int64_t *seen = nullptr;       // [batch] tokens ever cached; null: the lengths
+  bool padRight = false;               // padding stands after the real tokens
   std::vector<double> ropeFrequencies; // inverse frequencies
   double ropeScaling = 1;              // of attention, as the model multiplies cos and sin
   bool ropeInterleaved = false;        // pairs are neighbours instead of halves

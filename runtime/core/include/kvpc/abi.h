@@ -75,7 +75,8 @@ typedef struct kvpc_call {
   kvpc_tensor hidden;             /* [batch, query, feature] */
   kvpc_tensor output_weight;      /* [head, group, channel, feature] */
   kvpc_tensor original_positions; /* int64 [batch, head, token], null: token - start */
-  const kvpc_tensor *weights; /* tensor parameters at this layer, f32, contiguous, header order */
+  const kvpc_tensor *weights; /* tensor parameters, f32, contiguous, header order: at this layer, or
+                                 of all layers where the header has `layer` among their axes */
 
   /* Outputs: keys and values [batch, head, kept, channel] (may be the inputs themselves: then
    * compaction is in place), tokens int64 [batch, head, kept] (indices into the given token axis,

@@ -42,7 +42,7 @@ struct Problem {
     int64_t rows = groups * queries, width = kvpc_prim_panel_rows();
     int64_t npanels = (rows + width - 1) / width;
     Guarded<uint8_t> panels(npanels * kvpc_prim_panel_bytes(dtype, channels, parts));
-    kvpc_prim_pack_rows(qBytes.data(), dtype, queries * channels, channels, groups, queries,
+    kvpc_prim_pack_rows(qBytes.data(), dtype, queries * channels, channels, 1, groups, queries,
                         channels, nullptr, packScale, dtype, parts, panels.data());
     EXPECT_TRUE(panels.intact());
     Guarded<float> out(tokens ? (tokens - 1) * outStride + rows : 0, -1.0f);
@@ -133,8 +133,8 @@ TEST(Contract, ComputedQueriesInTwoParts) {
   Problem p(KVPC_BF16, 1, rows, channels, tokens, 0);
   std::vector<float> q = scores("normal", rows * channels, 21), out(tokens * stride);
   std::vector<uint8_t> panels(npanels * kvpc_prim_panel_bytes(KVPC_BF16, channels, 2));
-  kvpc_prim_pack_rows(q.data(), KVPC_F32, 0, channels, 1, rows, channels, nullptr, 0.9f, KVPC_BF16,
-                      2, panels.data());
+  kvpc_prim_pack_rows(q.data(), KVPC_F32, 0, channels, 1, 1, rows, channels, nullptr, 0.9f,
+                      KVPC_BF16, 2, panels.data());
   kvpc_prim_contract_bf16(reinterpret_cast<const uint16_t *>(p.kBytes.data()), channels, nullptr,
                           tokens, channels, panels.data(), 2, rows, 1.0f, out.data(), stride);
   for (int64_t t = 0; t < tokens; ++t)
@@ -157,11 +157,18 @@ TEST(Contract, PackedChannelsAndDtypesOfQueries) {
   int64_t width = kvpc_prim_panel_rows();
   std::vector<float> panel(width * 3, -1.0f);
   // 3 groups of 2 queries.
-  kvpc_prim_pack_rows(halves.data(), KVPC_F16, 160, 80, 3, 2, 3, channels.data(), 0.5f, KVPC_F32, 1,
-                      panel.data());
+  kvpc_prim_pack_rows(halves.data(), KVPC_F16, 160, 80, 1, 3, 2, 3, channels.data(), 0.5f, KVPC_F32,
+                      1, panel.data());
   for (int64_t c = 0; c < 3; ++c)
     for (int64_t r = 0; r < width; ++r)
       ASSERT_EQ(panel[c * width + r], r < 6 ? q[r * 80 + channels[c]] * 0.5f : 0.0f);
+  // Rows that lie side by side: 5 of 7 channels each.
+  std::vector<float> side(width * 5, -1.0f);
+  kvpc_prim_pack_rows(q.data(), KVPC_F32, 0, 1, 60, 1, 7, 5, nullptr, 1.0f, KVPC_F32, 1,
+                      side.data());
+  for (int64_t c = 0; c < 5; ++c)
+    for (int64_t r = 0; r < width; ++r)
+      ASSERT_EQ(side[c * width + r], r < 7 ? q[c * 60 + r] : 0.0f);
 }
 
 } // namespace

@@ -106,43 +106,72 @@ TEST(Select, DataMadeAgainstTheSampling) {
   }
 }
 
-std::vector<std::vector<int32_t>> jointOracle(const std::vector<float> &score,
-                                              const std::vector<uint8_t> &protect, int64_t heads,
-                                              int64_t n, int64_t k, int64_t floor) {
-  std::vector<char> chosen(heads * n);
-  k = std::clamp<int64_t>(k, 0, heads * n);
-  floor = std::clamp<int64_t>(floor, 0, std::min(n, k / heads));
+/// Heads of n[h] scores, each in a row of `stride`.
+struct Heads {
+  std::vector<float> score;
+  std::vector<uint8_t> protect;
+  std::vector<int64_t> n, floor;
+  int64_t stride;
+
+  bool isProtected(int64_t i) const { return !protect.empty() && protect[i]; }
+};
+
+std::vector<std::vector<int32_t>> jointOracle(const Heads &in, int64_t k) {
+  int64_t heads = in.n.size();
+  std::vector<char> chosen(heads * in.stride);
   for (int64_t h = 0; h < heads; ++h) {
-    std::vector<float> mine(score.begin() + h * n, score.begin() + (h + 1) * n);
+    auto from = h * in.stride, to = from + in.n[h];
+    std::vector<float> mine(in.score.begin() + from, in.score.begin() + to);
     std::vector<uint8_t> shield;
-    if (!protect.empty())
-      shield.assign(protect.begin() + h * n, protect.begin() + (h + 1) * n);
+    if (!in.protect.empty())
+      shield.assign(in.protect.begin() + from, in.protect.begin() + to);
     std::vector<int64_t> best = ordered(mine, shield);
-    for (int64_t i = 0; i < floor; ++i)
-      chosen[h * n + best[i]] = 1;
+    for (int64_t i = 0; i < std::min(in.floor[h], in.n[h]); ++i, --k)
+      chosen[from + best[i]] = 1;
   }
   std::vector<std::pair<int64_t, int64_t>> rest; // token, head
-  for (int64_t t = 0; t < n; ++t)
-    for (int64_t h = 0; h < heads; ++h)
-      if (!chosen[h * n + t])
+  for (int64_t h = 0; h < heads; ++h)
+    for (int64_t t = 0; t < in.n[h]; ++t)
+      if (!chosen[h * in.stride + t])
         rest.push_back({t, h});
   std::sort(rest.begin(), rest.end(), [&](auto a, auto b) {
-    int64_t i = a.second * n + a.first, j = b.second * n + b.first;
-    bool pi = !protect.empty() && protect[i], pj = !protect.empty() && protect[j];
-    if (pi != pj)
-      return pi;
-    if (above(score[i], score[j]) || above(score[j], score[i]))
-      return above(score[i], score[j]);
-    return pi ? a > b : a < b;
+    int64_t i = a.second * in.stride + a.first, j = b.second * in.stride + b.first;
+    if (in.isProtected(i) != in.isProtected(j))
+      return in.isProtected(i);
+    if (above(in.score[i], in.score[j]) || above(in.score[j], in.score[i]))
+      return above(in.score[i], in.score[j]);
+    return in.isProtected(i) ? a > b : a < b;
   });
-  for (int64_t i = 0; i < k - heads * floor; ++i)
-    chosen[rest[i].second * n + rest[i].first] = 1;
+  for (int64_t i = 0; i < k; ++i)
+    chosen[rest[i].second * in.stride + rest[i].first] = 1;
   std::vector<std::vector<int32_t>> out(heads);
   for (int64_t h = 0; h < heads; ++h)
-    for (int64_t t = 0; t < n; ++t)
-      if (chosen[h * n + t])
+    for (int64_t t = 0; t < in.n[h]; ++t)
+      if (chosen[h * in.stride + t])
         out[h].push_back(int32_t(t));
   return out;
+}
+
+void expectJoint(const Heads &in, int64_t k) {
+  int64_t heads = in.n.size(), all = 0;
+  for (int64_t n : in.n)
+    all += n;
+  k = std::min(k, all);
+  auto expected = jointOracle(in, k);
+  std::vector<int64_t> counts(heads, -1);
+  Guarded<int32_t> out(heads * in.stride);
+  Scratch scratch(kvpc_prim_select_joint_scratch(heads, in.stride));
+  int64_t total = kvpc_prim_select_joint(
+      in.score.data(), in.stride, in.protect.empty() ? nullptr : in.protect.data(), in.stride,
+      heads, in.n.data(), in.stride, k, in.floor.data(), out.data(), in.stride, counts.data(),
+      scratch.data());
+  ASSERT_EQ(total, k);
+  for (int64_t h = 0; h < heads; ++h) {
+    ASSERT_EQ(counts[h], int64_t(expected[h].size())) << "heads " << heads << " k " << k;
+    const int32_t *first = out.data() + h * in.stride;
+    ASSERT_EQ(std::vector<int32_t>(first, first + counts[h]), expected[h]);
+  }
+  ASSERT_TRUE(out.intact() && scratch.intact());
 }
 
 TEST(SelectJoint, OneBudgetForAllHeads) {
@@ -153,26 +182,31 @@ TEST(SelectJoint, OneBudgetForAllHeads) {
           for (int64_t k : {int64_t(0), int64_t(1), heads * n / 2, heads * n - 1, heads * n})
             for (int64_t floor : {int64_t(0), n / 10, n}) {
               SCOPED_TRACE(kind);
-              std::vector<float> score = scores(kind, heads * n);
-              std::vector<uint8_t> protect;
+              Heads in{scores(kind, heads * n), {}, {}, {}, n};
               if (part > 0)
-                protect = conditions(heads * n, part);
-              auto expected = jointOracle(score, protect, heads, n, k, floor);
-              std::vector<int64_t> counts(heads, -1);
-              Guarded<int32_t> out(heads * n);
-              Scratch scratch(kvpc_prim_select_joint_scratch(heads, n));
-              int64_t total = kvpc_prim_select_joint(
-                  score.data(), protect.empty() ? nullptr : protect.data(), n, heads, n, k, floor,
-                  out.data(), n, counts.data(), scratch.data());
-              ASSERT_EQ(total, k);
-              for (int64_t h = 0; h < heads; ++h) {
-                ASSERT_EQ(counts[h], int64_t(expected[h].size()))
-                    << "heads " << heads << " n " << n << " k " << k << " floor " << floor;
-                std::vector<int32_t> mine(out.data() + h * n, out.data() + h * n + counts[h]);
-                ASSERT_EQ(mine, expected[h]);
-              }
-              ASSERT_TRUE(out.intact() && scratch.intact());
+                in.protect = conditions(heads * n, part);
+              in.n.assign(heads, n);
+              in.floor.assign(heads, std::min(floor, k / heads));
+              expectJoint(in, k);
             }
+}
+
+TEST(SelectJoint, HeadsOfDifferentLengths) {
+  for (const char *kind : kKinds)
+    for (double part : {0.0, 0.1, 0.9})
+      for (const auto &n : {std::vector<int64_t>{5, 0, 65}, {700, 1, 33, 64}, {0, 0}})
+        for (int64_t share : {0, 3, 10}) {
+          SCOPED_TRACE(kind);
+          int64_t stride = 701, heads = n.size(), k = 0;
+          Heads in{scores(kind, heads * stride), {}, n, {}, stride};
+          if (part > 0)
+            in.protect = conditions(heads * stride, part);
+          for (int64_t own : n) {
+            k += own / 2;
+            in.floor.push_back(own / 2 * share / 10);
+          }
+          expectJoint(in, k);
+        }
 }
 
 TEST(Sets, MaskKeepsWhereTrueOrTheNewest) {
