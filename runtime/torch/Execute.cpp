@@ -462,6 +462,10 @@ kvpc::torch::select(const at::Tensor &scores, const std::optional<at::Tensor> &i
   call.rows = call.tokens ? dense.numel() / call.tokens : 0;
   call.scores = dense.const_data_ptr<float>();
   call.budget = drop ? Value::drop(*drop) : Value::keep(*keep);
+  if (dense.numel() >= 1 << 14) { // below, waking threads takes longer than it saves
+    call.threads = at::get_num_threads();
+    call.parallelFor = parallelFor;
+  }
   if (isProtected && isProtected->defined()) {
     if (isProtected->sizes() != scores.sizes() || isProtected->scalar_type() != at::kBool)
       raise({ErrorCode::Shape, "`protected` needs to be bool of the shape of `scores`"});

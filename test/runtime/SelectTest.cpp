@@ -1,6 +1,7 @@
 // The selection primitive through the runtime. Its rules are tested with the primitives.
 #include "kvpc/Select.h"
 #include "Host.h"
+#include "kvpc/Parallel.h"
 
 #include <cmath>
 
@@ -44,6 +45,31 @@ TEST(Select, Protected) {
   ASSERT_EQ(textOf(select(call)), "ok");
   EXPECT_EQ(out[0], 0);
   EXPECT_EQ(out[1], 3);
+}
+
+TEST(Select, SharesOfTheRowsChangeNothing) {
+  constexpr int64_t rows = 7, tokens = 300;
+  std::vector<float> scores(rows * tokens);
+  for (size_t i = 0; i < scores.size(); ++i)
+    scores[i] = float(i * 7919 % 101);
+  std::vector<int64_t> wanted;
+  for (int64_t threads : {1, 2, 3, 20}) {
+    SelectCall call;
+    call.scores = scores.data();
+    call.rows = rows;
+    call.tokens = call.stride = tokens;
+    call.budget = Value::keep(100);
+    std::vector<int64_t> out(rows * 100), counts(rows);
+    call.out = out.data();
+    call.counts = counts.data();
+    call.threads = threads;
+    call.parallelFor = threads > 1 ? parallelFor : nullptr;
+    ASSERT_EQ(textOf(select(call)), "ok");
+    EXPECT_EQ(counts, std::vector<int64_t>(rows, 100));
+    if (wanted.empty())
+      wanted = out;
+    EXPECT_EQ(out, wanted) << threads;
+  }
 }
 
 TEST(Select, Refusals) {

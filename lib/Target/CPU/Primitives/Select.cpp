@@ -84,9 +84,16 @@ int32_t kthLargest(const int32_t *keys, int64_t n, int64_t k, int32_t *buffer) {
     }
     if (low == high)
       return int32_t(low);
-    // Data made against this sampling, or few values: bisection is bounded by 32 sweeps.
-    if (reach - above > n - n / 4)
+    // Few values: the bracket's ends are the likeliest. Or data made against this sampling:
+    // bisection is bounded by 32 sweeps.
+    if (reach - above > n - n / 4) {
+      if (countAtLeast(keys, n, int32_t(high)) >= k)
+        return int32_t(high);
+      if (countAbove(keys, n, int32_t(low)) < k)
+        return int32_t(low);
+      ++low, --high;
       break;
+    }
     n = keepBetween(keys, n, int32_t(low), int32_t(high), buffer);
     k -= above;
     keys = buffer;

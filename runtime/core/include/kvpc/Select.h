@@ -3,6 +3,7 @@
 #define KVPC_SELECT_H
 
 #include "kvpc/Header.h"
+#include "kvpc/abi.h"
 
 namespace kvpc {
 inline namespace runtime {
@@ -17,6 +18,9 @@ struct SelectCall {
   int64_t *out = nullptr;                            // [row, kept], -1 past the count
   int64_t kept = 0;                                  // largest count, from `select` with out = null
   int64_t *counts = nullptr;                         // [row]
+  int64_t threads = 1;                               // shares of the rows
+  kvpc_parallel_for parallelFor = nullptr;           // null: the caller alone
+  void *parallelContext = nullptr;
 };
 
 /// The best entries of each row by the rules of every press: exactly the budget's size, ties to the
