@@ -42,7 +42,6 @@ set(KVPC_LLD_LIBRARIES lldELF lldCommon)
 # Every object of the compiler reuses this one precompiled header, so its flags must be theirs.
 if(KVPC_PCH)
   add_library(KvpcPch OBJECT ${PROJECT_SOURCE_DIR}/cmake/pch.cpp)
-  target_precompile_headers(KvpcPch PRIVATE ${PROJECT_SOURCE_DIR}/cmake/pch.h
-                            $<$<BOOL:${KVPC_TESTS}>:<gtest/gtest.h$<ANGLE-R>>)
+  target_precompile_headers(KvpcPch PRIVATE ${PROJECT_SOURCE_DIR}/cmake/pch.h)
   kvpc_compile_options(KvpcPch)
 endif()
