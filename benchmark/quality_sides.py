@@ -68,7 +68,8 @@ class Side:
 
     def calibrate(self, context, drops):
         """(drop → threshold of snapkv's scores times tokens, below which that share of entries lies;
-        filters of qfilter: the main direction of each head's queries, towards where they are)"""
+        filters of qfilter: the main direction of each head's queries, away from where they are, for
+        its score is the projection's negative)"""
         layers = self.capture(context, queries="all")
         press = PAIRS["snapkv"].ours(Given(0.5, self.layers, len(context)), "f32", self.channels)
         scores, filters = [], []
@@ -81,7 +82,7 @@ class Side:
             heads = queries.unflatten(1, (one["keys"].shape[1], -1)).flatten(2, 3)[0]
             direction = torch.linalg.svd(heads, full_matrices=False).Vh[:, 0]
             towards = (heads @ direction[..., None]).mean((1, 2)).sign()
-            filters.append(direction * towards[:, None])
+            filters.append(-direction * towards[:, None])
         scores = torch.cat(scores) * len(context)
         thresholds = {drop: scores.quantile(drop).item() for drop in drops}
         return thresholds, torch.stack(filters)
@@ -266,6 +267,7 @@ def start(kind, threads):
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, of Linux: ends with its parent
     logging.set_verbosity_error()
     torch.set_num_threads(threads)
+    torch.manual_seed(0)
     _side = {"kvpc": Ours, "kvpress": Kvpress}[kind](*smollm2.load())
 
 

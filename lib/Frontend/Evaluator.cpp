@@ -188,6 +188,12 @@ Host Evaluator::toFloat(const Host &host, mlir::Location loc) {
 }
 
 Host Evaluator::dim(kvp::Dim dim, mlir::Location loc) {
+  if (dim == kvp::Dim::Groups) { // only queries have them, so the host is asked for one
+    Tensor queries = input(kvp::Input::Queries, current.cache, 1, loc);
+    auto groups = emitter.createAs<kvp::ExtentOp>(loc, emitter.i64(), queries.value,
+                                                  emitter.string("axis", "group"));
+    return runtimeHost(Element::Int, groups, "`groups`");
+  }
   auto value = emitter.createAs<kvp::DimOp>(
       loc, emitter.i64(), current.cache,
       emitter.named("dim", kvp::DimAttr::get(emitter.getContext(), dim)));

@@ -33,7 +33,7 @@ int64_t sharedLayers(Operation *op) {
 }
 
 /// Operations that the outcome depends on. A follower demands nothing of a shared choice but the
-/// cache, which is its first operand.
+/// cache, which is its first operand, and how many it keeps.
 llvm::SetVector<Operation *> demanded(kvp::PressOp press, bool follower) {
   llvm::SetVector<Operation *> seen;
   SmallVector<Value> pending{press.getBody().front().getTerminator()->getOperand(0)};
@@ -45,10 +45,16 @@ llvm::SetVector<Operation *> demanded(kvp::PressOp press, bool follower) {
     Operation *op = pending.pop_back_val().getDefiningOp();
     if (!op || !seen.insert(op))
       continue;
-    if (follower && sharedLayers(op) > 1)
+    if (follower && sharedLayers(op) > 1) {
       pending.push_back(op->getOperand(0));
-    else
+      if (auto topk = dyn_cast<kvp::TopkOp>(op))
+        pending.push_back(topk.getCount());
+    } else if (auto extent = dyn_cast<kvp::ExtentOp>(op);
+               follower && extent && extent.getAxis().rtrim('\'') != "group") {
+      // Shapes of the call say it; groups, only queries.
+    } else {
       llvm::append_range(pending, op->getOperands());
+    }
   }
   return seen;
 }

@@ -16,7 +16,7 @@ constexpr uint64_t stateMagic = 0x6574617473766b31; // "1kvstate"
 /// Stands before the module's own bytes, so that a follower can tell whose choice it is given.
 struct alignas(64) StateHeader {
   uint64_t magic, press;
-  int64_t leader, batch, heads, tokens, bytes, reserved;
+  int64_t leader, batch, heads, tokens, bytes, kept;
 };
 static_assert(sizeof(StateHeader) == 64);
 
@@ -267,6 +267,16 @@ Failure BoundPress::plan(Call &call) const {
                                          std::to_string(raw.kept) + " entries of " +
                                          std::to_string(raw.kept_channels) +
                                          " channels); compile the press again"};
+  if (follows(call.layer)) {
+    StateHeader header;
+    std::memcpy(&header, call.state, sizeof header);
+    if (header.kept != raw.kept)
+      return Error{ErrorCode::State,
+                   "layer " + std::to_string(call.layer) + " keeps " + std::to_string(raw.kept) +
+                       " entries, but takes the choice of layer " + std::to_string(header.leader) +
+                       ", which kept " + std::to_string(header.kept) +
+                       "; give both layers calls of the same sizes"};
+  }
   call.sizes.kept = raw.kept;
   call.sizes.keptChannels = raw.kept_channels;
   call.sizes.workspaceBytes = raw.workspace_bytes;
@@ -346,6 +356,6 @@ Failure BoundPress::run(Call &call) const {
     }
   if (raw.state_bytes && !follows(call.layer) && !call.scores)
     *header = {stateMagic, pressId(*owner, *press), call.layer, raw.batch, raw.heads,
-               raw.tokens, raw.state_bytes,         0};
+               raw.tokens, raw.state_bytes,         raw.kept};
   return {};
 }

@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <elf.h>
+#include <vector>
 
 using namespace kvpc;
 
@@ -77,26 +78,115 @@ Failure checkDynamic(Bytes file, const Elf64_Phdr &segment) {
   return {};
 }
 
+constexpr uint64_t page = 4096;
+
+Error damaged(const char *what) {
+  return {ErrorCode::Damaged, std::string(what) + " cannot be; copy or compile the module again"};
+}
+
+/// Whether part of the file comes to stand at `address` with the segment that holds it.
+bool isMapped(const std::vector<Elf64_Phdr> &loads, uint64_t address, uint64_t offset,
+              uint64_t size) {
+  for (const Elf64_Phdr &load : loads)
+    if (address >= load.p_vaddr && address - load.p_vaddr <= load.p_filesz &&
+        size <= load.p_filesz - (address - load.p_vaddr))
+      return offset == load.p_offset + (address - load.p_vaddr);
+  return false;
+}
+
+/// Whether pages that are written hold the address and `size` bytes from there.
+bool isWritten(const std::vector<Elf64_Phdr> &loads, uint64_t address, uint64_t size) {
+  for (const Elf64_Phdr &load : loads) {
+    uint64_t end = (load.p_vaddr + load.p_memsz + page - 1) / page * page;
+    if ((load.p_flags & PF_W) && address >= load.p_vaddr && address <= end)
+      return size <= end - address;
+  }
+  return false;
+}
+
+/// What the loader maps, which it does without questions.
+Failure checkLoads(const std::vector<Elf64_Phdr> &loads) {
+  constexpr uint64_t most = uint64_t(1) << 31;
+  uint64_t end = 0;
+  bool runs = false;
+  for (const Elf64_Phdr &load : loads) {
+    bool writable = load.p_flags & PF_W, executable = load.p_flags & PF_X;
+    if (load.p_vaddr < end || load.p_vaddr >= most || load.p_memsz >= most ||
+        load.p_filesz > load.p_memsz || (!writable && load.p_filesz != load.p_memsz))
+      return damaged("the size of a segment");
+    if (load.p_vaddr % page != load.p_offset % page || load.p_align % page != 0 ||
+        load.p_align > most || (load.p_align & (load.p_align - 1)))
+      return damaged("the place of a segment");
+    if (!(load.p_flags & PF_R) || (writable && executable))
+      return damaged("the kind of memory of a segment");
+    runs |= executable;
+    end = load.p_vaddr + load.p_memsz;
+  }
+  if (!runs)
+    return notAModule("the file holds no code");
+  return {};
+}
+
 Failure checkSegments(Bytes file, const Elf64_Ehdr &header) {
-  bool anyLoad = false;
+  std::vector<Elf64_Phdr> loads, others;
   for (unsigned n = 0; n < header.e_phnum; ++n) {
     Elf64_Phdr segment;
     if (header.e_phentsize != sizeof segment ||
         !readAt(file, header.e_phoff + n * sizeof segment, segment))
       return truncated("the program header table");
-    if (segment.p_type != PT_LOAD && segment.p_type != PT_DYNAMIC && segment.p_type != PT_INTERP)
-      continue;
-    if (!isInside(file, segment.p_offset, segment.p_filesz))
-      return truncated("a segment");
-    anyLoad |= segment.p_type == PT_LOAD;
-    if (segment.p_type == PT_INTERP)
+    switch (segment.p_type) {
+    case PT_INTERP:
       return notAModule("the file is a program");
-    if (segment.p_type == PT_DYNAMIC)
-      if (auto error = checkDynamic(file, segment))
-        return error;
+    case PT_LOAD:
+    case PT_DYNAMIC:
+      if (!isInside(file, segment.p_offset, segment.p_filesz))
+        return truncated("a segment");
+      break;
+    case PT_NULL:
+    case PT_NOTE:
+    case PT_PHDR:
+    case PT_GNU_EH_FRAME:
+    case PT_GNU_RELRO:
+    case PT_GNU_PROPERTY:
+      break;
+    case PT_GNU_STACK:
+      if (segment.p_flags & PF_X)
+        return notAModule("the file wants a stack that runs code, modules do not");
+      break;
+    default:
+      return damaged("the type of a segment");
+    }
+    (segment.p_type == PT_LOAD ? loads : others).push_back(segment);
   }
-  if (!anyLoad)
-    return notAModule("the file holds no code");
+  if (auto error = checkLoads(loads))
+    return error;
+  bool linked = false;
+  for (const Elf64_Phdr &segment : others) {
+    bool mapped = segment.p_type != PT_NULL && segment.p_type != PT_GNU_STACK;
+    if (mapped && !isMapped(loads, segment.p_vaddr, segment.p_offset, segment.p_filesz))
+      return damaged("the place of a segment");
+    if (segment.p_type == PT_PHDR && segment.p_offset != header.e_phoff)
+      return damaged("the place of the program header table");
+    // Its pages become unwritable; beyond the module they are somebody else's.
+    if (segment.p_type == PT_GNU_RELRO && !isWritten(loads, segment.p_vaddr, segment.p_memsz))
+      return damaged("the size of a segment");
+    if (segment.p_type != PT_DYNAMIC)
+      continue;
+    linked = true;
+    if (auto error = checkDynamic(file, segment))
+      return error;
+  }
+  if (!linked)
+    return damaged("a file without a dynamic section");
+  // Two tables say where everything is; they agree.
+  for (unsigned n = 0; n < header.e_shnum; ++n) {
+    Elf64_Shdr section;
+    if (!readAt(file, header.e_shoff + n * sizeof section, section))
+      return truncated("the section table");
+    if ((section.sh_flags & SHF_ALLOC) && section.sh_type != SHT_NOBITS &&
+        !isMapped(loads, section.sh_addr, section.sh_offset, section.sh_size))
+      return damaged("the place of a section");
+  }
   return {};
 }
 

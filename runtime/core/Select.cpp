@@ -65,7 +65,7 @@ Failure kvpc::runtime::select(SelectCall &call) {
   if (machineLevel() == Level::None)
     return Error{ErrorCode::Target, "this machine does not run x86-64-v3, which selection needs"};
 
-  call.kept = 0;
+  call.kept = call.rows ? 0 : keptOf(budget, call.tokens);
   for (int64_t row = 0; row < call.rows; ++row) {
     int64_t start = call.start ? call.start[row] : 0;
     int64_t length = call.length ? call.length[row] : call.tokens;

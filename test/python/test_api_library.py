@@ -154,6 +154,29 @@ def test_axes_that_weights_alone_have(tmp_path, hidden, optimization):
         module.press("turned", basis=torch.randn(3, 8, 9)).scores(keys, values)
 
 
+def test_groups_are_those_of_queries():
+    """A press that counts by groups asks for a query, of followers too: nothing else tells."""
+    keys, values, queries = tensors()
+    one = queries[:, :, -1:]
+    for source in ("groups", "extent(group)"):
+        source = f"press m() = keys.norm(channel) |> topk(keep(10 * {source}))"
+        press = kvpc.compile(source, **QUICK).press()
+        assert press.inputs == {"queries": 1}
+        for backend in ("compiled", "reference"):
+            out = press.compress(keys, values, queries=one, backend=backend)
+            assert out.keys.shape[2] == 20
+        with pytest.raises(kvpc.MissingInput, match="needs `queries`"):
+            press.compress(keys, values)
+    source = "press m() = reuse(knorm() |> topk(keep(10 * groups)), layers = 2)"
+    press, state = kvpc.compile(source, **QUICK).press(), kvpc.State()
+    assert press.inputs_at(1) == {"queries": 1}
+    leader = press.compress(keys, values, queries=one, layers=2, state=state)
+    follower = press.compress(keys, values, queries=one, layer=1, layers=2, state=state)
+    assert torch.equal(leader.tokens, follower.tokens)
+    with pytest.raises(kvpc.StateError, match=r"keeps 40 entries, .* layer 0, which kept 20"):
+        press.compress(keys, values, queries=one.repeat(1, 2, 1, 1), layer=1, layers=2, state=state)
+
+
 def test_scores_of_rows_without_tokens():
     keys, values, _ = tensors(tokens=6)
     for source in (

@@ -178,6 +178,18 @@ def test_in_place_wants_its_own_memory():
         last(4).compress_(keys.clone().requires_grad_(), values)
 
 
+def test_results_have_no_gradient():
+    keys, values = fake.cache()
+    leaf = keys.clone().requires_grad_()
+    wanted = last(4).compress(keys, values)
+    out = last(4).compress(leaf * 1, values.clone().requires_grad_())
+    assert torch.equal(out.keys, wanted.keys) and not out.keys.requires_grad
+    assert not out.values.requires_grad
+    queries = torch.randn(2, 4, 4, 4, requires_grad=True)
+    assert not press("window").scores(leaf, values, queries=queries)[0].requires_grad
+    assert not press("thin").compress(leaf, values.requires_grad_()).values.requires_grad
+
+
 @pytest.mark.parametrize("backend", ["compiled", "reference"])
 def test_in_place_refuses_entries_that_share_memory(backend):
     buffer = torch.randn(2, 2, 13, 16)
@@ -490,7 +502,9 @@ def test_arguments_of_wrong_kinds():
     # Padding has positions of no meaning; of real entries they ascend below `seen`.
     positions = torch.tensor([[7, 7, 0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5, 6, 7, 8, 30]])
     one.compress(keys, values, lengths=[8, 10], seen=31, original_positions=positions)
-    with pytest.raises(kvpc.InputError, match=r"30 in row 1; need .* 0\.\.29, below `seen`"):
+    with pytest.raises(
+        kvpc.InputError, match=r"30 after 8 in row 1; need .* 0\.\.29, below `seen`"
+    ):
         one.compress(keys, values, lengths=[8, 10], seen=30, original_positions=positions)
     with pytest.raises(kvpc.InputError, match=r"`keys` are on meta.* to score"):
         one.scores(keys.to("meta"), values.to("meta"))

@@ -41,6 +41,12 @@ def test_budgets():
     assert kvpc.select(scores[::2], keep=1).tolist() == [4]
 
 
+def test_no_rows():
+    scores = torch.randn(0, 9)
+    assert kvpc.select(scores, keep=3).shape == (0, 3)
+    assert kvpc.select(scores, drop=0.5).shape == (0, 4)
+
+
 def test_lengths():
     scores = torch.tensor([[5.0, 1, 4, 2], [9, 8, 1, 2]])
     left = kvpc.select(scores, drop=0.5, lengths=[4, 2])

@@ -186,8 +186,9 @@ class Press:
     ):
         """What the press keeps of one layer's cache (Output).
 
-        The Output's tensors are new, but for keys or values that the press leaves whole (a press of
-        channels leaves the values so): without `lengths` they are the given ones, not a copy.
+        The Output's tensors have no gradient. They are new, but for keys or values that the press
+        leaves whole (a press of channels leaves the values so): without `lengths` they are the
+        given ones, not a copy.
 
         keys, values       [batch, head, token, channel] in f32, bf16 or f16, any strides with
                            contiguous channels; all inputs have one dtype
@@ -259,7 +260,7 @@ class Press:
         `values` may share memory (views that interleave in one buffer do not), and neither may
         require a gradient.
         """
-        call = self._call(locals())
+        call = self._call(locals(), in_place=True)
         if backend == "reference":
             from . import reference
 
@@ -325,8 +326,8 @@ class Press:
 
         return attach(model, self, **options)
 
-    def _call(self, given, scores=False):
-        return Call(self, given, scores)
+    def _call(self, given, **options):
+        return Call(self, given, **options)
 
     def _state(self, call, state):
         if state is None or not self.reuse:
@@ -336,10 +337,17 @@ class Press:
         return state._sized(call.plan()[3])
 
 
+_DIFFERENTIABLE = ("queries", "unrotated_queries", "hidden", "output_weight")
+
+
+def _detached(tensor):
+    return tensor.detach() if tensor is not None and tensor.requires_grad else tensor
+
+
 class Call:
     """The arguments of one call, as the operators take them."""
 
-    def __init__(self, press, given, scores=False):
+    def __init__(self, press, given, scores=False, in_place=False):
         keys, values = _tensor("keys", given["keys"]), _tensor("values", given["values"])
         for name in ("values", "queries", "unrotated_queries", "hidden", "output_weight"):
             one = given[name]
@@ -363,6 +371,10 @@ class Call:
             raise InputError(
                 "`keys` are on meta, and have no values; need the CPU to interpret", "kvm-device"
             )
+        # Results have no gradient. What is written in place is told whose tensor it is.
+        inputs = {name: _detached(given[name]) for name in _DIFFERENTIABLE}
+        if not in_place:
+            keys, values = _detached(keys), _detached(values)
         self.press = press
         self.layer, self.layers = _whole("layer", given["layer"]), _whole("layers", given["layers"])
         self.rope = rope = Rope.of(given["rope"])
@@ -371,11 +383,8 @@ class Call:
         self.arguments = (
             keys,
             values,
-            given["queries"],
-            given["unrotated_queries"],
-            given["hidden"],
-            given["output_weight"],
-            None if rope is None else rope.inverse_frequencies,
+            *inputs.values(),
+            None if rope is None else _detached(rope.inverse_frequencies),
             1.0 if rope is None else _real("rope.attention_scaling", rope.attention_scaling),
             rope is not None and rope.layout == "interleaved",
             None if given["scale"] is None else _real("scale", given["scale"]),
