@@ -152,7 +152,7 @@ def main(arguments=None):
         print("; ".join(f"{k}: {v}" for k, v in report[part].items()))
     print(f"\n{compare.results_table(report['results'])}")
     if any(one["side"] == "kvpress" for one in report["results"]):
-        print(f"\n{compare.statements_table(report['statements'])}")
+        print(f"\n{compare.statements_table(compare.statements(report['results']))}")
     return 1 if any("failed" in one for one in report["results"]) else 0
 
 

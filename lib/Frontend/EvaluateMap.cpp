@@ -2,6 +2,7 @@
 #include "lib/Frontend/Evaluator.h"
 
 #include "mlir/IR/BuiltinOps.h"
+#include "llvm/ADT/SetVector.h"
 #include "llvm/ADT/StringSwitch.h"
 
 using namespace kvpc;
@@ -24,9 +25,20 @@ static std::string extentText(const Tensor &tensor, StringRef name) {
   return extentText(tensor.type().getAxis(name));
 }
 
-/// Stands for something that is not implemented; its extents are those of what it meets.
-static bool isPlaceholder(const Tensor &tensor) {
-  return tensor.value.getDefiningOp<mlir::UnrealizedConversionCastOp>() != nullptr;
+/// Whether the axis is of something that is not implemented, as long there as in what it meets.
+static bool isPlaceholder(mlir::Value value, StringRef axis) {
+  llvm::SetVector<mlir::Value> from;
+  from.insert(value);
+  for (size_t i = 0; i < from.size(); ++i) {
+    auto type = llvm::dyn_cast<kvp::NamedTensorType>(from[i].getType());
+    mlir::Operation *op = from[i].getDefiningOp();
+    if (!op || !type || !type.hasAxis(axis))
+      continue;
+    if (llvm::isa<mlir::UnrealizedConversionCastOp>(op))
+      return true;
+    from.insert_range(op->getOperands());
+  }
+  return false;
 }
 
 static bool countsTokens(StringRef entries) {
@@ -54,7 +66,6 @@ bool Evaluator::compatible(const Operand &a, const Operand &b, llvm::SMLoc loc) 
   auto *x = a.value.as<Tensor>(), *y = b.value.as<Tensor>();
   if (!x || !y)
     return true;
-  bool placeholder = isPlaceholder(*x) || isPlaceholder(*y);
   for (kvp::AxisAttr axis : x->type().getAxes()) {
     StringRef name = axis.getName();
     kvp::AxisAttr other = y->type().getAxis(name);
@@ -80,8 +91,10 @@ bool Evaluator::compatible(const Operand &a, const Operand &b, llvm::SMLoc loc) 
       return false;
     }
     // All queries of a pass and the last few are not the same queries, whatever their number.
-    bool differ = axis.isStatic() != other.isStatic() ? name == "query" || !placeholder
-                                                      : axis.getExtent() != other.getExtent();
+    bool differ =
+        axis.isStatic() != other.isStatic()
+            ? name == "query" || !isPlaceholder(axis.isStatic() ? y->value : x->value, name)
+            : axis.getExtent() != other.getExtent();
     if (differ) {
       error(loc, Diag::Extent, name, extentText(axis), shown(*a.expr), extentText(other),
             shown(*b.expr));
