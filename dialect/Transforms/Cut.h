@@ -84,6 +84,7 @@ private:
   llvm::DenseMap<mlir::Value, bool> dear, own;
   llvm::DenseMap<int64_t, bool> apart; // cache state -> heads chose its tokens for themselves
   llvm::SmallVector<kvp::PartitionOp> partitions;
+  void separateOrders();
   bool isApart(kvp::AxisAttr axis) const;
   bool ownOfHeads(mlir::Value v);
   bool expensive(mlir::Value v);

@@ -367,23 +367,13 @@ LogicalResult Program::holdOp(Operation &op) {
       return op.emitError("`sort` along `")
              << sort.getAxis() << "` is not compiled yet [kv-not-implemented]";
     if (!tensorOf(op.getOperand(0)).getElementType().isF32())
-      return op.emitError("whole-row operations on integers are not compiled yet "
-                          "[kv-not-implemented]");
+      return op.emitError("goes over whole rows, which are of f32");
     root.kind = Root::Order;
     root.key.kind = Step::Order;
     auto sort = dyn_cast<kvp::SortOp>(op);
     root.last = sort ? sort.getTo() : wholeRow(&op);
-    for (Value operand : op.getOperands())
-      if (StringRef axis = wholeRow(&op); !axis.empty() && takenWhole(operand) != axis)
-        return op.emitError("what is put in order along `")
-               << takenWhole(operand) << "` too cannot be along `" << wholeRow(&op)
-               << "`; this is not compiled yet [kv-not-implemented]";
     if (root.last.empty())
       root.last = takenWhole(v);
-    if (StringRef taken = takenWhole(v); !taken.empty() && taken != root.last)
-      return op.emitError("what comes in order along `")
-             << root.last << "` cannot be put in order along `" << taken
-             << "`; this is not compiled yet [kv-not-implemented]";
     add(root);
     return success();
   }
@@ -442,7 +432,32 @@ LogicalResult Program::holdOp(Operation &op) {
   return success();
 }
 
+/// Along rows of whole-row operations elements are neighbours: what is taken along a second axis is
+/// copied for it.
+void Program::separateOrders() {
+  for (Operation &op : press.getBody().front()) {
+    StringRef axis = wholeRow(&op);
+    if (axis.empty())
+      continue;
+    for (OpOperand &operand : op.getOpOperands()) {
+      Value v = operand.get();
+      StringRef last = takenWhole(v);
+      if (Operation *made = v.getDefiningOp(); made && !wholeRow(made).empty()) {
+        auto sort = dyn_cast<kvp::SortOp>(made);
+        last = sort ? sort.getTo() : wholeRow(made);
+      }
+      if (last == axis)
+        continue;
+      ImplicitLocOpBuilder b(op.getLoc(), &op);
+      bool condition = tensorOf(v).getElementType().isInteger(1);
+      operand.set(
+          kvp::MapOp::create(b, condition ? kvp::Fn::Or : kvp::Fn::Maximum, ValueRange{v, v}));
+    }
+  }
+}
+
 LogicalResult Program::hold() {
+  separateOrders();
   for (Operation &op : press.getBody().front()) {
     if (auto topk = dyn_cast<kvp::TopkOp>(op))
       apart[topk.getResult().getType().getState()] =

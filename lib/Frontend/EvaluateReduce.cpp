@@ -235,7 +235,8 @@ Value Evaluator::evaluateAlong(const CallExpr &call, BuiltinId id, const Argumen
   Where where = whereOf(args.values[2], *x, *args.values[0], axis.text, env);
   if (where.failed)
     return Poison();
-  llvm::SmallVector<mlir::Value> operands{x->value};
+  bool integers = id == BuiltinId::Cumsum && x->element() == Element::Int;
+  llvm::SmallVector<mlir::Value> operands{integers ? toFloat(*x, loc).value : x->value};
   if (where.condition)
     operands.push_back(where.condition);
   auto name = emitter.string("axis", axis.text);
@@ -244,6 +245,8 @@ Value Evaluator::evaluateAlong(const CallExpr &call, BuiltinId id, const Argumen
   out.value = id == BuiltinId::Softmax     ? emitter.create<kvp::SoftmaxOp>(loc, operands, name)
               : id == BuiltinId::Normalize ? emitter.create<kvp::NormalizeOp>(loc, operands, name)
                                            : emitter.create<kvp::CumsumOp>(loc, operands, name);
+  if (out.value && integers)
+    out.value = mapTensor(Fn::Int, out.value, loc);
   return out.value ? Value(out) : Poison();
 }
 
@@ -310,7 +313,7 @@ Value Evaluator::evaluateRank(const CallExpr &call, const Arguments &args, Env &
   Where where = whereOf(args.values.back(), *x, *args.values[0], over.front(), env);
   if (where.failed)
     return Poison();
-  llvm::SmallVector<mlir::Value> operands{x->value};
+  llvm::SmallVector<mlir::Value> operands{toFloat(*x, loc).value};
   if (x->protect)
     operands.push_back(x->protect);
   if (where.condition)
@@ -336,13 +339,16 @@ Value Evaluator::evaluateSort(const CallExpr &call, const Arguments &args, Env &
   Where where = whereOf(args.values[2], *x, *args.values[0], args.from.text, env);
   if (where.failed)
     return Poison();
-  llvm::SmallVector<mlir::Value> operands{x->value};
+  bool integers = x->element() == Element::Int;
+  llvm::SmallVector<mlir::Value> operands{toFloat(*x, loc).value};
   if (where.condition)
     operands.push_back(where.condition);
   Tensor out = *x;
   out.input.reset();
   out.value = emitter.create<kvp::SortOp>(
       loc, operands, {emitter.string("axis", args.from.text), emitter.string("to", args.to.text)});
+  if (out.value && integers)
+    out.value = mapTensor(Fn::Int, out.value, loc);
   // What stands at a place of the order is comparable between heads.
   if (args.to.text != args.from.text) {
     llvm::erase_if(out.renamed, [&](const Tensor::Renamed &r) { return r.name == args.from.text; });

@@ -166,6 +166,35 @@ score m() = keys.norm(channel).partition(token, 16).mean(slot).rank(head, part) 
     "softmax_ranked": "score m() = keys.norm(channel).softmax(token).rank(token)",
     "softmax_without_head": "score m() = (position / length).softmax(token)",
     "gelu_of_minus_infinity": "score m() = gelu(logits(queries.last(4), keys).mean(query).max(group))",
+    "orders_along_two_axes": """
+score m() = {
+  let x = attention(queries.last(4), keys).mean(group)
+  return (x.rank(token) * x.cumsum(token) + x.rank(query)).mean(query)
+}
+""",
+    "ranks_of_slots_and_parts": """
+score m() = {
+  let x = keys.norm(channel).partition(token, 7)
+  return (x.rank(slot) + x.rank(part) * 0.25 + x.cumsum(part)).join(fill = 9)
+}
+""",
+    "order_of_an_order": """
+score m() = {
+  let x = keys.norm(channel).partition(token, 7).cumsum(part)
+  return (x.rank(slot) * 0.5).join(fill = 9)
+}
+""",
+    "protected_ranks_along_two_axes": """
+score m() = {
+  let x = keys.norm(channel).partition(token, 7)
+  let p = x.protect(x > 3)
+  return (p.rank(slot, where = x < 5) + p.rank(part, where = x < 5) * 0.25).join(fill = 9)
+}
+""",
+    "rank_of_integers": "score m() = (position % 7).rank(token)",
+    "running_sum_of_integers": "score m() = (position % 7).cumsum(token)",
+    "integers_in_order": "score m() = (position % 7).sort(token -> place).mean(place) * position",
+    "rank_of_head_numbers": "score m() = index(head).rank(head) * position",
     "softmax_of_infinity": "score m() = where(position == 3, inf, keys.norm(channel)).softmax(token)",
     "softmax_of_infinity_and_masked": """
 score m() = where(position == 3, inf, where(position % 3 == 0, -inf, keys.norm(channel))).softmax(token)
