@@ -78,7 +78,7 @@ Value Evaluator::evaluateLast(const CallExpr &call, const Arguments &args, Env &
     error(call.callee.loc(), Diag::LastQueries, shown(*args.values[0]));
     return Poison();
   }
-  return input(tensor->input->kind, tensor->input->cache, *count, at(call.callee.loc()));
+  return input(tensor->input->kind, tensor->input->cache, count, at(call.callee.loc()));
 }
 
 Value Evaluator::evaluateUnrotated(const CallExpr &call, const Arguments &args, Env &env) {

@@ -328,7 +328,7 @@ def call_for(press, nudged=0):
     call = batch(rows_of(nudged), "left", window) | SMALL
     if "output_weight" in press.inputs:  # more features than a block has rows
         make = torch.Generator().manual_seed(7)
-        call["output_weight"] = torch.randn(150, 4 * CHANNELS, generator=make) / 8
+        call["output_weight"] = torch.randn(150, 2 * HEADS * CHANNELS, generator=make) / 8
     return call
 
 

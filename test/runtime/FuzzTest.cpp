@@ -78,7 +78,7 @@ TEST(Fuzz, WordsOfAFile) {
 TEST(Fuzz, JsonMutations) {
   auto header = inspect(KVPC_FAKE_MODULE);
   ASSERT_TRUE(bool(header));
-  const std::string json = *header;
+  const std::string &json = *header;
   const char *pieces[] = {
       "null", "-1",       "1e999", "{}",      "[]",   "\"\"", "99999999999999999999",
       "true", "\"name\"", "0.5",   "\\u0000", "\xff", "[[[[", ",",
