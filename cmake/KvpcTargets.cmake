@@ -1,11 +1,13 @@
 # The functions with which folders declare their targets.
 #
-#   kvpc_library(Name a.cpp ... [DEPENDS TableGenTarget ...] [LINK library ...])
-#       static library of the compiler and alias kvpc::Name; links are public
+#   kvpc_library(Name a.cpp ... [UNITY] [DEPENDS TableGenTarget ...] [LINK library ...])
+#       static library of the compiler and alias kvpc::Name; links are public. UNITY: its sources
+#       are compiled a few at a time, which takes a third of the time, MLIR's templates being most
+#       of it (-DKVPC_UNITY=OFF: one by one)
 #   kvpc_tool(name a.cpp ... [DEPENDS ...] [LINK ...])
 #       executable in ${build}/bin
-#   kvpc_unittest(name a.cpp ... [RUNTIME] [DEPENDS ...] [LINK ...])
-#       GoogleTest program in ${build}/test/unit, run by scripts/test and ctest.
+#   kvpc_unittest(name a.cpp ... [RUNTIME] [UNITY] [DEPENDS ...] [LINK ...])
+#       GoogleTest program in ${build}/test/unit, run by scripts/test and ctest; UNITY as above.
 #       RUNTIME: no LLVM, and exceptions and RTTI as in runtime/
 #   kvpc_warnings(target)
 #       the project's warnings, for targets made by hand (runtime/)
@@ -54,13 +56,16 @@ macro(kvpc_compiler_target target)
     target_precompile_headers(${target} REUSE_FROM KvpcPch)
   endif()
   kvpc_compile_options(${target})
+  if(ARG_UNITY AND KVPC_UNITY)
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 6)
+  endif()
   if(ARG_DEPENDS)
     add_dependencies(${target} ${ARG_DEPENDS})
   endif()
 endmacro()
 
 function(kvpc_library name)
-  cmake_parse_arguments(ARG "" "" "DEPENDS;LINK" ${ARGN})
+  cmake_parse_arguments(ARG "UNITY" "" "DEPENDS;LINK" ${ARGN})
   add_library(${name} STATIC ${ARG_UNPARSED_ARGUMENTS})
   add_library(kvpc::${name} ALIAS ${name})
   kvpc_compiler_target(${name})
@@ -74,7 +79,7 @@ function(kvpc_tool name)
 endfunction()
 
 function(kvpc_unittest name)
-  cmake_parse_arguments(ARG "RUNTIME" "" "DEPENDS;LINK" ${ARGN})
+  cmake_parse_arguments(ARG "RUNTIME;UNITY" "" "DEPENDS;LINK" ${ARGN})
   find_package(GTest REQUIRED)
   add_executable(${name} ${ARG_UNPARSED_ARGUMENTS})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/test/unit)

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -89,9 +90,14 @@ def tidy_commands(root, build):
         output = words[words.index("-o") + 1] if "-o" in words else ""
         read = headers.get(output, every_header)
         commands[Path(entry["file"])] = (words[1 : words.index("-c")], read)
-    found = {}
+    # Sources that are compiled a few at a time are read so.
+    together = {path for path in commands if path.parent.name == "Unity"}
+    found = {path: commands[path] for path in together}
+    included = {Path(p) for t in together for p in re.findall(r'#include "(.*)"', t.read_text())}
     for name in sources(root, "*.cpp", ":!*/Inputs/*"):
         path = root / name
+        if path in included:
+            continue
         if path in commands:
             found[path] = commands[path]
         else:  # Not compiled here: as a neighbour is, or the nearest above it.

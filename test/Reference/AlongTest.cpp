@@ -5,8 +5,6 @@ using namespace kvpc::test;
 
 namespace {
 
-const std::string kType = "!kvp.tensor<[token], f32>";
-
 /// `%s = kvp.<op> ... along "token" <options>` of the line, admitted where x < `below`.
 std::vector<float> along(const std::string &op, const std::string &options, std::vector<float> line,
                          bool where = false) {

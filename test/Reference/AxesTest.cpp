@@ -5,7 +5,6 @@ using namespace kvpc::test;
 
 namespace {
 
-const std::string kType = "!kvp.tensor<[token], f32>";
 const std::string kParts = "!kvp.tensor<[part, slot:2], f32>";
 
 /// The line cut into runs of 2; `tail` makes `%s` from `%p`.

@@ -7,7 +7,6 @@ using namespace kvpc::test;
 
 namespace {
 
-const std::string kType = "!kvp.tensor<[token], f32>";
 const std::string kInts = "!kvp.tensor<[token], i64>";
 const std::string kBools = "!kvp.tensor<[token], i1>";
 

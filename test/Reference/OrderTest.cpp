@@ -5,7 +5,6 @@ using namespace kvpc::test;
 
 namespace {
 
-const std::string kType = "!kvp.tensor<[token], f32>";
 const std::string kConditions = R"(
     %limit = arith.constant 100.0 : f64
     %zero = arith.constant 0.0 : f64

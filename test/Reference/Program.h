@@ -111,6 +111,9 @@ inline void expectNear(const std::vector<float> &got, const std::vector<float> &
   }
 }
 
+/// The type of the values of a line.
+inline const std::string kType = "!kvp.tensor<[token], f32>";
+
 /// `%x`: [token] of the only head and channel.
 inline const std::string kLine = R"(
   %keys = kvp.input keys of %cache : !kvp.cache<0> -> !kvp.tensor<[head, token, channel], f32>
