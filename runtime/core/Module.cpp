@@ -136,6 +136,13 @@ Result<std::shared_ptr<const Module>> Module::load(const std::string &path,
   return std::shared_ptr<const Module>(std::move(module));
 }
 
+Result<std::string_view> kvpc::runtime::machineTarget() {
+  auto level = chosenLevel();
+  if (!level)
+    return level.error();
+  return *level == Level::None ? std::string_view() : levelName(*level);
+}
+
 Module::~Module() {
   if (handle)
     dlclose(handle);

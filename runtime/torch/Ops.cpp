@@ -46,6 +46,13 @@ std::string header(std::string module) { return moduleOf(module)->header().json;
 
 std::string target(std::string module) { return std::string(moduleOf(module)->target()); }
 
+std::string machine() {
+  auto target = machineTarget();
+  if (!target)
+    raise(target.error());
+  return std::string(*target);
+}
+
 std::string inspectFile(std::string path) {
   auto json = inspect(path);
   if (!json)
@@ -131,6 +138,7 @@ void define(::torch::Library &m) {
   m.def("load(str path, str digest) -> str", load);
   m.def("header(str module) -> str", header);
   m.def("target(str module) -> str", target);
+  m.def("machine() -> str", machine);
   m.def("inspect(str path) -> str", inspectFile);
   m.def("bind(str module, str press, str arguments) -> str", bind);
   m.def("sizes(str press, ScalarType dtype, int[] keys, int[] values, int[] queries, "

@@ -10,10 +10,12 @@ import fake_presses as fake
 import numpy
 import pytest
 import torch
+from checks import best_target
 
 import kvpc
 
 HERE = Path(__file__).parent
+HERE_ONLY = [f"--target={best_target()}", "-O2"]
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def compiler(tmp_path, monkeypatch):
     return asked
 
 
-def test_command_line(compiler, tmp_path):
+def test_command_line(compiler, tmp_path, monkeypatch):
     module = kvpc.compile(
         "snapkv",
         defines={"window": 32, "snapkv.eps": 0.5, "on": True, "inner": "tova()", "b": kvpc.drop(0.25)},
@@ -49,8 +51,17 @@ def test_command_line(compiler, tmp_path):
         f"-I{tmp_path}", "--dtype=f32,bf16", "--channels=64,0", "--target=x86-64-v3", "--press=last", "--press=thin",
         "--workspace=0.25", "-O0",
     ]  # fmt: skip
+    monkeypatch.delenv("KVPC_TARGET", raising=False)
     kvpc.compile("snapkv")
-    assert compiler()[1]["arguments"][3:] == ["-O2"]
+    assert compiler()[1]["arguments"][3:] == HERE_ONLY
+    # The module is for this process, and so for the code that it runs.
+    monkeypatch.setenv("KVPC_TARGET", "x86-64-v3")
+    kvpc.compile("snapkv", channels=64)
+    assert compiler()[2]["arguments"][3:] == ["--channels=64", "--target=x86-64-v3", "-O2"]
+    monkeypatch.setenv("KVPC_TARGET", "sse2")
+    with pytest.raises(kvpc.ModuleError, match="KVPC_TARGET is `sse2`"):
+        kvpc.compile("snapkv")
+    monkeypatch.delenv("KVPC_TARGET")
     with pytest.raises(kvpc.ArgumentError, match="the define `x` is a list"):
         kvpc.compile("snapkv", defines={"x": [1]})
     with pytest.raises(kvpc.ArgumentError, match="`optimization`"):
@@ -177,17 +188,17 @@ def test_press(compiler):
         return [entry["arguments"][3:] for entry in compiler()]
 
     assert repr(kvpc.press("thin")) == "thin()" and repr(kvpc.press("last", keep=3))
-    assert asked() == [["-O2"], ["-O2"]]
+    assert asked() == [HERE_ONLY, HERE_ONLY]
     press = kvpc.press("window", drop=0.25, gain=2)
     assert repr(press) == "window(budget=drop(0.25), gain=2, share=0.25, seed=0, size=4)"
     # The quickest module tells that `gain` is an argument of the call, and `size` is not.
-    assert asked()[2:] == [QUICK, ["-O2"]]
+    assert asked()[2:] == [QUICK, HERE_ONLY]
     kvpc.press("window", size=4, keep=3)  # what the module has
     assert len(asked()) == 4
     kvpc.press("window", size=8, keep=3)
-    assert asked()[4:] == [["-Dsize=8", "-O2"]]
+    assert asked()[4:] == [["-Dsize=8", *HERE_ONLY]]
     kvpc.press("window", inner="tova()", keep=3)
-    assert asked()[5:] == [["-Dinner=tova()", "-O2"]]
+    assert asked()[5:] == [["-Dinner=tova()", *HERE_ONLY]]
     with pytest.raises(kvpc.ArgumentError, match="no parameter `gian`"):
         kvpc.press("window", gian=1)
     with pytest.raises(kvpc.ArgumentError, match="name the one to use"):

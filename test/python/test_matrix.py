@@ -12,7 +12,6 @@ import torch
 from checks import (
     CAST,
     batch,
-    best_target,
     check_output,
     kept,
     row,
@@ -111,7 +110,6 @@ def pressed(tmp_path_factory):
                     defines=case.defines,
                     dtypes=DTYPES,
                     channels=(64, 0),
-                    targets=best_target(),
                     press=name,
                 )
         given = {k: v(channels) if callable(v) else v for k, v in case.arguments.items()}
@@ -304,7 +302,7 @@ def test_pattern_of_all_layers(monkeypatch, tmp_path, dtype):
     """duo_attention has no scores: which heads stream is said by the pattern of all layers."""
     monkeypatch.setenv("KVPC_CACHE", str(tmp_path))
     pattern = torch.tensor([[0.7, -1], [1.5, 0.2], [0.7, 2]])  # places 2 5, 0 4, 3 1
-    module = kvpc.compile("duo_attention", dtypes=DTYPES, channels=0, targets=best_target())
+    module = kvpc.compile("duo_attention", dtypes=DTYPES, channels=0)
     rows = [row(n, seed=n, dtype=dtype) for n in (500, 7, 65)]
     for ratio, streaming in ((0.5, [(1,), (1,), (0,)]), (0.4, [(1,), (1,), ()]), (0, [(), (), ()])):
         press = module.press(pattern=pattern, ratio=ratio, sink=3, recent=20)
@@ -332,7 +330,7 @@ def test_followers_of_one_budget(monkeypatch, tmp_path):
 press shared(budget: budget = drop(0.5)) =
   reuse(keys.norm(channel) |> topk(budget, over = [head, token]), layers = 2)
 """
-    press = kvpc.compile(source, dtypes="f32", channels=0, targets=best_target()).press(drop=0.7)
+    press = kvpc.compile(source, dtypes="f32", channels=0).press(drop=0.7)
     state = kvpc.State()
     rows = [[row(n, seed=n + s) for n in (300, 65, 7)] for s in (0, 50)]
     calls = [batch(r, "left", window=0) | {"layers": 2, "state": state} for r in rows]
@@ -351,7 +349,7 @@ def test_output_weight_as_it_lies(monkeypatch, tmp_path, dtype):
     """Of values that are wider than keys; by features or by channels, as layers and files have it."""
     monkeypatch.setenv("KVPC_CACHE", str(tmp_path))
     source = "score share() = dot(values, output_weight, channel).abs().sum(feature).mean(group)"
-    press = kvpc.compile(source, dtypes=dtype, channels=0, targets=best_target()).press(drop=0.5)
+    press = kvpc.compile(source, dtypes=dtype, channels=0).press(drop=0.5)
     make = torch.Generator().manual_seed(2)
     keys = torch.randn(2, 2, 300, 16, generator=make).to(CAST[dtype])
     values = torch.randn(2, 2, 300, 23, generator=make).to(CAST[dtype])

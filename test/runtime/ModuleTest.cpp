@@ -91,9 +91,13 @@ TEST(Target, ForcedLevels) {
     auto level = chosenLevel();
     ASSERT_TRUE(bool(level));
     EXPECT_EQ(*level, Level::V3);
+    auto target = machineTarget();
+    ASSERT_TRUE(bool(target));
+    EXPECT_EQ(*target, "x86-64-v3");
   }
   {
     Environment unknown("sse2");
+    EXPECT_EQ(machineTarget().error().code, ErrorCode::Target);
     EXPECT_NE(textOf(Module::load(KVPC_FAKE_MODULE)).find("KVPC_TARGET is `sse2`"),
               std::string::npos);
   }

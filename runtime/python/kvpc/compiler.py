@@ -19,7 +19,7 @@ import torch
 
 from . import library
 from .budget import Budget
-from .errors import ArgumentError, CompileError, Error, diagnostics_of
+from .errors import ArgumentError, CompileError, Error, diagnostics_of, of_runtime
 from .module import load
 
 _DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -45,16 +45,20 @@ def compile(
                   values, or source text, as scores and presses need: `{"inner": "tova()"}`
     dtypes        of the cache, e.g. `("f32", "bf16")` or torch dtypes
     channels      head sizes to specialise for; 0 stands for any
-    targets       instruction sets, of `x86-64-v3`, `x86-64-v4`, `x86-64-v4+avx512bf16`
+    targets       instruction sets, of `x86-64-v3`, `x86-64-v4`, `x86-64-v4+avx512bf16`. Left out:
+                  this machine's (or KVPC_TARGET's) alone, as the module is for this process; to
+                  carry one to other machines name all, or use `kvpc compile`
     press         which one (or ones) of the file to compile; None: all
     optimization  "O2", or "O0" for one pass per operation
     workspace     cap of recomputable buffers, as a fraction of the keys' size
     include       folders (or one) for `import`
 
-    What is left out is the compiler's default. Raises CompileError with `diagnostics`,
+    What else is left out is the compiler's default. Raises CompileError with `diagnostics`,
     CompilerNotFound.
     """
     executable = library.compiler()
+    if targets is None:
+        targets = _machine()
     include = _list("include", include, str | os.PathLike, "the path of a folder")
     options = _options(
         {} if defines is None else defines,
@@ -105,6 +109,14 @@ def press(program, *, name=None, defines=None, **parameters):
     known = module.presses[chosen].parameters if chosen in module.presses else {}
     fixed = {*sure, *static, *(k for k in scalars if k in known and known[k].static)}
     return module.press(chosen, **{k: v for k, v in parameters.items() if k not in fixed})
+
+
+def _machine():
+    """What modules run as in this process; None, and so all, where the machine is older."""
+    try:
+        return library.ops().machine() or None
+    except RuntimeError as error:
+        raise of_runtime(error) from None
 
 
 def _only(module, program):
