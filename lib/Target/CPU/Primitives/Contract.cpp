@@ -5,6 +5,12 @@
 // order, whatever the tile it is in. f32 keys, and bf16 keys by pairs, are read where they lie.
 // Other 16-bit keys are widened, which is exact, in blocks that all panels then pass over.
 //
+// Of few rows most lanes of a panel would idle: there channels stand on lanes, and lanes are folded
+// at the end.
+//
+// The first to read a key asks for one that comes later: rows of keys, six at a time, are not what
+// the machine expects by itself, and waiting took as long as 60 rows' products.
+//
 //===----------------------------------------------------------------------===//
 #include "Panel.h"
 #include "Primitives.h"
@@ -15,6 +21,10 @@ namespace {
 
 struct F32Keys {
   typedef float Element;
+  static KVPC_ALWAYS_INLINE Lanes get(const float *key) { return load<Lanes>(key); }
+  static KVPC_ALWAYS_INLINE Lanes getFirst(const float *key, int64_t count) {
+    return loadFirst<Lanes>(key, count, 0.0f);
+  }
   static constexpr int kChannels = 1; // that a step takes
   static KVPC_ALWAYS_INLINE Lanes add(Lanes sums, const float *panel, const float *key, int64_t c) {
     return __builtin_elementwise_fma(load<Lanes>(panel + c * kPanelRows), Lanes(key[c]), sums);
@@ -45,10 +55,16 @@ struct F16 {
   }
 };
 
-/// Widens as it goes: for keys too long for a block.
+/// Widens as it goes: for keys too long for a block, and few rows.
 template <typename Half>
-struct LongKeys {
+struct HalfKeys {
   typedef uint16_t Element;
+  static KVPC_ALWAYS_INLINE Lanes get(const uint16_t *key) {
+    return Half::widen(load<Halves>(key));
+  }
+  static KVPC_ALWAYS_INLINE Lanes getFirst(const uint16_t *key, int64_t count) {
+    return Half::widen(loadFirst<Halves>(key, count, uint16_t(0)));
+  }
   static constexpr int kChannels = 1;
   static KVPC_ALWAYS_INLINE Lanes add(Lanes sums, const float *panel, const uint16_t *key,
                                       int64_t c) {
@@ -71,6 +87,13 @@ struct Task {
   template <typename Element>
   KVPC_ALWAYS_INLINE const Element *key(int64_t t) const {
     return static_cast<const Element *>(keys) + (ids ? int64_t(ids[t]) : t) * keyStride;
+  }
+  /// Keys from..to - 1 will be read soon. Past the last there may be none.
+  template <typename Element>
+  KVPC_ALWAYS_INLINE void prefetch(int64_t from, int64_t to) const {
+    for (int64_t t = from; t < (ids ? least(to, tokens) : to); ++t)
+      for (int64_t c = 0; c < channels; c += int64_t(64 / sizeof(Element)))
+        __builtin_prefetch(key<Element>(t) + c);
   }
 };
 
@@ -124,11 +147,8 @@ void contractBlock(const Task &task, int64_t first, int64_t end) {
   for (int64_t p = 0; p * kPanelRows < task.rows; ++p) {
     int64_t t = first;
     for (; t + kTokens <= end; t += kTokens) {
-      // A set's rows are not what the machine expects next.
-      if (task.ids && p == 0 && t + 2 * kTokens <= end)
-        for (int i = kTokens; i < 2 * kTokens; ++i)
-          for (int64_t c = 0; c < task.channels; c += 64 / sizeof(typename Keys::Element))
-            __builtin_prefetch(task.key<typename Keys::Element>(t + i) + c);
+      if (p == 0)
+        task.prefetch<typename Keys::Element>(t + kTokens, t + 2 * kTokens);
       panelTile<kTokens, Keys>(task, t, p);
     }
     switch (end - t) {
@@ -151,6 +171,99 @@ void contractBlock(const Task &task, int64_t first, int64_t end) {
   }
 }
 
+//===-- Few rows ----------------------------------------------------------===//
+
+constexpr int64_t kFewRows = 4, kFewRowsChannels = 512;
+
+/// Rows one after the other, channels on lanes, zeros past the last.
+struct FlatRows {
+  alignas(64) float values[kFewRows * kFewRowsChannels];
+  int64_t width;
+
+  FlatRows(const Task &task, bool pairs) : width(roundUp(task.channels, kLanes)) {
+    int64_t partBytes = task.panelBytes / task.parts;
+    for (int64_t r = 0; r < task.rows; ++r)
+      for (int64_t c = 0; c < width; ++c) {
+        float sum = 0; // of two parts as exact as f32 is
+        for (int64_t part = 0; part < task.parts && c < task.channels; ++part) {
+          const char *panel = static_cast<const char *>(task.panels) + part * partBytes;
+          if (!pairs)
+            sum += load<float>(panel + (c * kPanelRows + r) * 4);
+          else // the even channel of a pair is the low half
+            sum += fromBf16(load<uint16_t>(panel + (c / 2 * kPanelRows + r) * 4 + c % 2 * 2));
+        }
+        values[r * width + c] = sum;
+      }
+  }
+};
+
+template <int tokens, int rows, typename Keys>
+KVPC_INLINE void fewRowsTile(const Task &task, const FlatRows &flat, int64_t t) {
+  const typename Keys::Element *keys[tokens];
+  for (int i = 0; i < tokens; ++i)
+    keys[i] = task.key<typename Keys::Element>(t + i);
+  Lanes sums[tokens][rows] = {};
+  auto add = [&](int64_t c, auto get) {
+    Lanes row[rows];
+#pragma clang loop unroll(full)
+    for (int r = 0; r < rows; ++r)
+      row[r] = load<Lanes>(flat.values + r * flat.width + c);
+#pragma clang loop unroll(full)
+    for (int i = 0; i < tokens; ++i) {
+      Lanes key = get(keys[i] + c);
+#pragma clang loop unroll(full)
+      for (int r = 0; r < rows; ++r)
+        sums[i][r] = __builtin_elementwise_fma(row[r], key, sums[i][r]);
+    }
+  };
+  int64_t c = 0;
+  for (; c + kLanes <= task.channels; c += kLanes)
+    add(c, [](const auto *key) { return Keys::get(key); });
+  if (int64_t rest = task.channels - c)
+    add(c, [=](const auto *key) { return Keys::getFirst(key, rest); });
+  for (int i = 0; i < tokens; ++i)
+    for (int r = 0; r < rows; ++r)
+      task.out[(t + i) * task.outStride + r] = foldLanes(sums[i][r]) * task.scale;
+}
+
+template <int rows, typename Keys>
+void fewRows(const Task &task, const FlatRows &flat) {
+  constexpr int kTile = kFewRows * 2 / rows; // sums enough that none waits for itself
+  constexpr int64_t kAhead = 8192 / 512;
+  int64_t t = 0;
+  for (; t + kTile <= task.tokens; t += kTile) {
+    task.prefetch<typename Keys::Element>(t + kAhead, t + kAhead + kTile);
+    fewRowsTile<kTile, rows, Keys>(task, flat, t);
+  }
+  for (; t < task.tokens; ++t)
+    fewRowsTile<1, rows, Keys>(task, flat, t);
+}
+
+/// False if rows or channels are too many.
+template <typename Keys>
+bool contractFewRows(const Task &task, bool pairs) {
+  if (task.rows > kFewRows || task.channels > kFewRowsChannels)
+    return false;
+  FlatRows flat(task, pairs);
+  switch (task.rows) {
+  case 4:
+    fewRows<4, Keys>(task, flat);
+    break;
+  case 3:
+    fewRows<3, Keys>(task, flat);
+    break;
+  case 2:
+    fewRows<2, Keys>(task, flat);
+    break;
+  case 1:
+    fewRows<1, Keys>(task, flat);
+    break;
+  }
+  return true;
+}
+
+//===----------------------------------------------------------------------===//
+
 template <typename Keys>
 void contract(const Task &task) {
   constexpr int64_t kBlock = 20 * kTokens;
@@ -165,7 +278,7 @@ void contractWidened(const Task &task) {
   if (block == 0) {
     for (int64_t t = 0; t < task.tokens; ++t)
       for (int64_t p = 0; p * kPanelRows < task.rows; ++p)
-        panelTile<1, LongKeys<Half>>(task, t, p);
+        panelTile<1, HalfKeys<Half>>(task, t, p);
     return;
   }
   alignas(64) float widened[kFloats];
@@ -176,6 +289,7 @@ void contractWidened(const Task &task) {
   for (int64_t t = 0; t < task.tokens; t += block) {
     int64_t count = least(block, task.tokens - t);
     for (int64_t i = 0; i < count; ++i) {
+      task.prefetch<uint16_t>(t + i + 16, t + i + 17);
       const uint16_t *key = task.key<uint16_t>(t + i);
       float *to = widened + i * task.channels;
       int64_t c = 0;
@@ -198,26 +312,36 @@ extern "C" {
 void kvpc_prim_contract_f32(const float *keys, int64_t key_stride, const int32_t *ids,
                             int64_t tokens, int64_t channels, const void *panels, int64_t rows,
                             float scale, float *out, int64_t out_stride) {
-  contract<F32Keys>(Task{keys, key_stride, ids, tokens, channels, panels, f32PanelBytes(channels),
-                         1, rows, scale, out, out_stride});
+  Task task{keys, key_stride, ids,   tokens, channels,  panels, f32PanelBytes(channels),
+            1,    rows,       scale, out,    out_stride};
+  if (!contractFewRows<F32Keys>(task, /*pairs=*/false))
+    contract<F32Keys>(task);
 }
 
 void kvpc_prim_contract_bf16(const uint16_t *keys, int64_t key_stride, const int32_t *ids,
                              int64_t tokens, int64_t channels, const void *panels, int64_t parts,
                              int64_t rows, float scale, float *out, int64_t out_stride) {
-  if (inPairs(channels))
-    contract<PairKeys>(Task{keys, key_stride, ids, tokens, channels, panels,
-                            f32PanelBytes(channels) / 2 * parts, parts, rows, scale, out,
-                            out_stride});
+  bool pairs = inPairs(channels);
+  Task task{keys, key_stride, ids,   tokens, channels,  panels, f32PanelBytes(channels),
+            1,    rows,       scale, out,    out_stride};
+  if (pairs) {
+    task.panelBytes = task.panelBytes / 2 * parts;
+    task.parts = parts;
+  }
+  if (contractFewRows<HalfKeys<Bf16>>(task, pairs))
+    return;
+  if (pairs)
+    contract<PairKeys>(task);
   else
-    contractWidened<Bf16>(Task{keys, key_stride, ids, tokens, channels, panels,
-                               f32PanelBytes(channels), 1, rows, scale, out, out_stride});
+    contractWidened<Bf16>(task);
 }
 
 void kvpc_prim_contract_f16(const uint16_t *keys, int64_t key_stride, const int32_t *ids,
                             int64_t tokens, int64_t channels, const void *panels, int64_t rows,
                             float scale, float *out, int64_t out_stride) {
-  contractWidened<F16>(Task{keys, key_stride, ids, tokens, channels, panels,
-                            f32PanelBytes(channels), 1, rows, scale, out, out_stride});
+  Task task{keys, key_stride, ids,   tokens, channels,  panels, f32PanelBytes(channels),
+            1,    rows,       scale, out,    out_stride};
+  if (!contractFewRows<HalfKeys<F16>>(task, /*pairs=*/false))
+    contractWidened<F16>(task);
 }
 }

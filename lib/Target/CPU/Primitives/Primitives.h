@@ -129,8 +129,10 @@ void kvpc_prim_pack_rows(const void *q, int64_t q_dtype, int64_t group_stride, i
 
 /// out[t * out_stride + r] for all t < tokens and r < rows. Token t is row t of keys, or row ids[t]
 /// if `ids` is not null. f32 panels: one fma a channel, channels ascending, from 0. bf16 panels:
-/// one vdpbf16ps a pair of channels, ascending, part after part. The sum is then multiplied by
-/// scale. Hence a result depends on the token's key, the row and the level alone.
+/// one vdpbf16ps a pair of channels, ascending, part after part. Up to 4 rows of up to 512 channels
+/// go otherwise: one fma a channel in f32, channels ascending, into the lane of the channel modulo
+/// the lanes, and the lanes are folded by halves. The sum is then multiplied by scale. Hence a
+/// result depends on the token's key, the row, the number of rows and the level alone.
 void kvpc_prim_contract_f32(const float *keys, int64_t key_stride, const int32_t *ids,
                             int64_t tokens, int64_t channels, const void *panels, int64_t rows,
                             float scale, float *out, int64_t out_stride);

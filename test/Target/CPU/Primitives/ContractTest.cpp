@@ -74,16 +74,21 @@ void expectContraction(int64_t dtype, int64_t groups, int64_t queries, int64_t c
   std::vector<float> out = p.contract(byIds ? &ids : nullptr, tokens, packScale, scale, 1, stride);
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t r = 0; r < rows; ++r) {
-      float sum = 0;
+      // Channels of few rows stand on lanes.
+      int lanes = rows > 4 || channels > 512 ? 1 : kvpc_prim_panel_rows() == 64 ? 16 : 8;
+      float sums[16] = {};
       double exact = 0, size = 0;
       for (int64_t c = 0; c < channels; ++c) {
         float key = p.k[(byIds ? ids[t] : t) * p.keyStride + c];
         float query = p.q[r * channels + c] * packScale;
-        sum = std::fma(query, key, sum);
+        sums[c % lanes] = std::fma(query, key, sums[c % lanes]);
         exact += double(query) * key;
         size += std::abs(double(query) * key);
       }
-      float got = out[t * stride + r];
+      for (int half = lanes / 2; half; half /= 2)
+        for (int lane = 0; lane < half; ++lane)
+          sums[lane] += sums[lane + half];
+      float got = out[t * stride + r], sum = sums[0];
       if (p.pairs())
         ASSERT_NEAR(got, exact * scale, 1e-6 * size + 1e-30) << "t " << t << " r " << r;
       else
@@ -95,7 +100,8 @@ void expectContraction(int64_t dtype, int64_t groups, int64_t queries, int64_t c
 TEST(Contract, EveryDtypeShapeAndStride) {
   for (int64_t dtype : {KVPC_F32, KVPC_BF16, KVPC_F16})
     for (int64_t channels : {1, 2, 7, 64, 80, 128})
-      for (auto [groups, queries] : {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {4, 16}, {1, 130}})
+      for (auto [groups, queries] :
+           {std::pair<int64_t, int64_t>{1, 1}, {2, 1}, {1, 3}, {2, 2}, {3, 5}, {4, 16}, {1, 130}})
         for (int64_t tokens : {0, 1, 2, 3, 4, 5, 6, 13, 126, 245})
           for (bool byIds : {false, true}) {
             expectContraction(dtype, groups, queries, channels, tokens, channels % 3, byIds);
@@ -111,12 +117,19 @@ TEST(Contract, MoreChannelsThanABlockOfWidenedKeysHolds) {
   for (int64_t dtype : {KVPC_F32, KVPC_BF16, KVPC_F16})
     for (int64_t channels : {500, 901})
       for (bool byIds : {false, true})
-        expectContraction(dtype, 1, 20, channels, 15, 3, byIds);
+        for (int64_t rows : {3, 20})
+          expectContraction(dtype, 1, rows, channels, 15, 3, byIds);
 }
 
 TEST(Contract, ATokenDoesNotDependOnItsTile) {
-  for (int64_t dtype : {KVPC_F32, KVPC_BF16, KVPC_F16}) {
-    Problem p(dtype, 1, 20, 64, 300, 0);
+  for (auto [dtype, rows] : {std::pair<int64_t, int64_t>{KVPC_F32, 20},
+                             {KVPC_F32, 1},
+                             {KVPC_F32, 3},
+                             {KVPC_BF16, 20},
+                             {KVPC_BF16, 4},
+                             {KVPC_F16, 20},
+                             {KVPC_F16, 2}}) {
+    Problem p(dtype, 1, rows, 64, 300, 0);
     int64_t stride = p.contract(nullptr, 1, 1, 1, 1, 64).size();
     std::vector<float> all = p.contract(nullptr, 300, 1, 1, 1, stride);
     for (int64_t t = 0; t < 300; t += 7) {
@@ -128,26 +141,28 @@ TEST(Contract, ATokenDoesNotDependOnItsTile) {
 }
 
 TEST(Contract, ComputedQueriesInTwoParts) {
-  const int64_t rows = 40, channels = 128, tokens = 50, width = kvpc_prim_panel_rows();
-  int64_t npanels = (rows + width - 1) / width, stride = rows;
-  Problem p(KVPC_BF16, 1, rows, channels, tokens, 0);
-  std::vector<float> q = scores("normal", rows * channels, 21), out(tokens * stride);
-  std::vector<uint8_t> panels(npanels * kvpc_prim_panel_bytes(KVPC_BF16, channels, 2));
-  kvpc_prim_pack_rows(q.data(), KVPC_F32, 0, channels, 1, 1, rows, channels, nullptr, 0.9f,
-                      KVPC_BF16, 2, panels.data());
-  kvpc_prim_contract_bf16(reinterpret_cast<const uint16_t *>(p.kBytes.data()), channels, nullptr,
-                          tokens, channels, panels.data(), 2, rows, 1.0f, out.data(), stride);
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int64_t r = 0; r < rows; ++r) {
-      double exact = 0, size = 0;
-      for (int64_t c = 0; c < channels; ++c) {
-        double product = double(q[r * channels + c] * 0.9f) * p.k[t * channels + c];
-        exact += product;
-        size += std::abs(product);
+  for (int64_t rows : {3, 40}) {
+    const int64_t channels = 128, tokens = 50, width = kvpc_prim_panel_rows();
+    int64_t npanels = (rows + width - 1) / width, stride = rows;
+    Problem p(KVPC_BF16, 1, rows, channels, tokens, 0);
+    std::vector<float> q = scores("normal", rows * channels, 21), out(tokens * stride);
+    std::vector<uint8_t> panels(npanels * kvpc_prim_panel_bytes(KVPC_BF16, channels, 2));
+    kvpc_prim_pack_rows(q.data(), KVPC_F32, 0, channels, 1, 1, rows, channels, nullptr, 0.9f,
+                        KVPC_BF16, 2, panels.data());
+    kvpc_prim_contract_bf16(reinterpret_cast<const uint16_t *>(p.kBytes.data()), channels, nullptr,
+                            tokens, channels, panels.data(), 2, rows, 1.0f, out.data(), stride);
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int64_t r = 0; r < rows; ++r) {
+        double exact = 0, size = 0;
+        for (int64_t c = 0; c < channels; ++c) {
+          double product = double(q[r * channels + c] * 0.9f) * p.k[t * channels + c];
+          exact += product;
+          size += std::abs(product);
+        }
+        // Two parts keep at least 16 bits of each query.
+        ASSERT_NEAR(out[t * stride + r], exact, size * 0x1p-16);
       }
-      // Two parts keep at least 16 bits of each query.
-      ASSERT_NEAR(out[t * stride + r], exact, size * 0x1p-16);
-    }
+  }
 }
 
 TEST(Contract, PackedChannelsAndDtypesOfQueries) {
