@@ -383,6 +383,14 @@ Value Kernel::pool(const Row &row, Operation *op, const Indices &at) {
   // Nothing lies past the end of a short last part.
   if (auto slots = kvplan::slotsAlong(of, axisName))
     n = slotsOf(row, slots.partition, indexValue(*at.find(slots.part)));
+  // Along parts, the last may lack the slot at hand.
+  kvplan::Slots slots;
+  StringRef slot;
+  for (kvp::AxisAttr axis : cast<kvp::NamedTensorType>(of.getType()).getAxes())
+    if (auto found = kvplan::slotsAlong(of, axis.getName()); found && found.part == axisName) {
+      slots = found;
+      slot = axis.getName();
+    }
   Value where;
   auto shift = dyn_cast<kvp::ShiftOp>(op);
   auto maxPool = dyn_cast<kvp::MaxPoolOp>(op);
@@ -417,9 +425,18 @@ Value Kernel::pool(const Row &row, Operation *op, const Indices &at) {
     Value x = value(row, of, there);
     if (element.isF32())
       x = e.toFloat(x);
+    auto both = [&](Value a, Value b) {
+      return e.isVector(a) || e.isVector(b) ? e.both(e.spread(a), e.spread(b)) : e.both(a, b);
+    };
+    if (slots) {
+      Value s = indexValue(*at.find(slot)), count = slotsOf(row, slots.partition, moved);
+      bool lanes = e.isVector(s) || e.isVector(count);
+      inside = both(inside, e.cmp(arith::CmpIPredicate::slt, lanes ? e.spread(s) : s,
+                                  lanes ? e.spread(count) : count));
+    }
     if (where) {
       Value c = value(row, where, there);
-      inside = vectors || e.isVector(c) ? e.both(e.spread(inside), e.spread(c)) : e.both(inside, c);
+      inside = both(inside, c);
     }
     if (!e.isVector(inside) && e.isVector(x))
       return e.select(inside, x, e.spread(outside));

@@ -345,6 +345,14 @@ LogicalResult Program::holdOp(Operation &op) {
     add(root);
     return success();
   }
+  if (auto pick = dyn_cast<kvp::AtOp>(op))
+    for (AxisAttr axis : tensorOf(pick.getInput()).getAxes())
+      if (auto slots = kvplan::slotsAlong(pick.getInput(), axis.getName());
+          slots && slots.part == pick.getAxis())
+        return op.emitError("`at` along `") << slots.part << "` of values that have `"
+                                            << axis.getName()
+                                            << "`, of which the last part has fewer, is not "
+                                               "compiled yet [kv-not-implemented]";
   if (op.getNumResults() != 1 || !tensorOf(op.getResult(0)))
     return success();
   Value v = op.getResult(0);

@@ -76,6 +76,7 @@ llvm::Expected<Source> driver::readSource(llvm::StringRef argument) {
 
 Session::Session() : context(mlir::MLIRContext::Threading::DISABLED), messages(sources, &context) {
   context.loadDialect<kvp::KvpDialect, mlir::arith::ArithDialect>();
+  context.printOpOnDiagnostic(false); // messages are about a program of the language
 }
 
 std::optional<llvm::StringRef> driver::onlyInput(const opt::InputArgList &options,

@@ -99,7 +99,7 @@ private:
     std::optional<mlir::InFlightDiagnostic> diag;
     Report &note(llvm::SMLoc loc, const llvm::Twine &text) {
       if (diag)
-        diag->attachNote(diagnostics->location(loc)) << text;
+        diag->attachNote(diagnostics->location(loc)) << oneLine(text.str());
       return *this;
     }
   };

@@ -133,7 +133,7 @@ public:
 
 private:
   void note(mlir::InFlightDiagnostic &diag, llvm::SMLoc loc, const llvm::Twine &text) {
-    diag.attachNote(diagnostics.location(loc)) << text;
+    diag.attachNote(diagnostics.location(loc)) << oneLine(text.str());
   }
 
   void didYouMean(mlir::InFlightDiagnostic &diag, Name name,

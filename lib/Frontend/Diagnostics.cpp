@@ -47,7 +47,18 @@ mlir::Location Diagnostics::location(llvm::SMLoc place) const {
 mlir::InFlightDiagnostic Diagnostics::errorText(llvm::SMLoc place, Diag id,
                                                 const std::string &text) {
   ++errors;
-  return mlir::emitError(location(place)) << text << " [" << diagnosticCode(id) << "]";
+  return mlir::emitError(location(place)) << oneLine(text) << " [" << diagnosticCode(id) << "]";
+}
+
+std::string kvpc::oneLine(StringRef text) {
+  std::string out;
+  while (true) {
+    auto [line, rest] = text.split('\n');
+    if (line.size() == text.size())
+      return out + text.str();
+    out += line.split('#').first.rtrim().str() + " ";
+    text = rest.ltrim(" \t");
+  }
 }
 
 StringRef kvpc::nearest(StringRef name, llvm::ArrayRef<StringRef> candidates) {

@@ -36,7 +36,7 @@ bool Evaluator::firstTime(llvm::SMLoc loc, const std::string &text) {
 
 Evaluator::Report &Evaluator::Report::note(llvm::SMLoc at, const llvm::Twine &text) {
   if (diag)
-    diag->attachNote(evaluator.at(at)) << text;
+    diag->attachNote(evaluator.at(at)) << oneLine(text.str());
   return *this;
 }
 

@@ -93,7 +93,7 @@ private:
     return diagnostics.error(loc, id, std::forward<Args>(args)...);
   }
   void note(mlir::InFlightDiagnostic &diag, SMLoc loc, const llvm::Twine &text) {
-    diag.attachNote(diagnostics.location(loc)) << text;
+    diag.attachNote(diagnostics.location(loc)) << oneLine(text.str());
   }
 
   //===----------------------------------------------------------------------------------------===//

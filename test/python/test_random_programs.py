@@ -36,6 +36,14 @@ press a() = uniform(8, [head, token]) |> chunk(20) |> topk(keep(6))
 press b() = uniform(9, [head, token]) |> topk(drop(0.57))
 press m() = compose(a(), b())
 """,
+    # The slots that a short last part lacks are not its neighbours'.
+    "shift_along_parts": """
+score m() = {
+  let p = keys.partition(token, 16)
+  let x = (p - p.shift(part, -1, fill = 3)).norm(channel) + p.shift(part, -2, fill = 2).mean(slot, channel)
+  return (x + position.partition(token, 16).shift(part, -1, fill = 7)).join(fill = 0)
+}
+""",
     # What has no head is each head's own there.
     "protect_after_a_ragged_selection": """
 press a() = mask(minimum(keys.norm(channel) / 4, uniform(1, [head, token])) > 0.2)
