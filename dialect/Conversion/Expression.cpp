@@ -149,16 +149,17 @@ Value Kernel::compute(const Row &row, Value v, const Indices &at) {
         Type element = o.getResult().getType().getElementType();
         if (element.isF32())
           fill = e.toFloat(fill);
+        bool lanes = at.hasLanes(); // of this axis or another
         // Where no part exists at all, nothing may be read.
         Value any = e.less(from, to);
         Value read = e.choose(
             any,
             [&] {
               Value x = value(row, o.getInput(), inner);
-              return e.isVector(i) ? e.spread(x) : x;
+              return lanes ? e.spread(x) : x;
             },
-            [&] { return e.isVector(i) ? e.spread(fill) : fill; });
-        return e.select(inside, read, fill);
+            [&] { return lanes ? e.spread(fill) : fill; });
+        return e.select(inside, read, lanes ? e.spread(fill) : fill);
       })
       .Case([&](kvp::AtOp o) {
         Value index = value(row, o.getIndex(), at);
@@ -552,12 +553,16 @@ Storage Kernel::inputStorage() const {
 Index Kernel::mapThrough(const Row &row, unsigned slot, bool perHead, const Index &index,
                          const Indices &at, Value width) {
   Value table = e.mul(row.batch, perHead ? field(row, offsetof(kvpc_call, heads)) : e.constant(1));
-  if (perHead)
-    if (const Index *head = at.find("head"))
-      table = e.add(table, head->base);
+  SmallVector<std::pair<Index, Value>> terms{{index, e.constant(1)}};
+  const Index *head = perHead ? at.find("head") : nullptr;
+  bool heads = head && head->lanes; // lanes may pick heads of their own
+  if (heads)
+    terms.push_back({*head, width});
+  else if (head)
+    table = e.add(table, head->base);
   Value base = e.at(slotPtr(row, slot), e.mul(e.mul(table, width), 4));
-  Value id = loadFrom(Storage::I32, base, {{index, e.constant(1)}}, at.mask);
-  return index.lanes ? scattered(id) : Index{id, {}, false};
+  Value id = loadFrom(Storage::I32, base, terms, at.mask);
+  return index.lanes || heads ? scattered(id) : Index{id, {}, false};
 }
 
 Index Kernel::absoluteToken(const Row &row, Value cache, const Indices &at) {
@@ -629,7 +634,8 @@ Value Kernel::input(const Row &row, kvp::InputOp op, const Indices &at) {
     return loadFrom(inputStorage(), fieldPtr(row, tensor), terms, at.mask);
   }
   Value offset = e.mul(row.batch, stride(0));
-  offset = e.add(offset, e.mul(head.base, stride(1)));
+  if (!head.lanes) // lanes may pick heads of their own
+    offset = e.add(offset, e.mul(head.base, stride(1)));
   if (op.getInput() == kvp::Input::Queries) {
     // The last w of the given queries.
     Value skip =
@@ -642,6 +648,8 @@ Value Kernel::input(const Row &row, kvp::InputOp op, const Indices &at) {
     offset = e.add(offset, e.mul(perRow(row, offsetof(kvpc_call, start)), stride(2)));
     terms = {{absoluteToken(row, op.getCache(), at), stride(2)}, {channelIndex(), e.constant(1)}};
   }
+  if (head.lanes)
+    terms.insert(terms.begin(), {head, stride(1)});
   Storage storage = inputStorage();
   Value base = e.at(fieldPtr(row, tensor), e.mul(offset, bytesOf(storage)));
   return loadFrom(storage, base, terms, at.mask);

@@ -235,7 +235,7 @@ Value Evaluator::evaluateAlong(const CallExpr &call, BuiltinId id, const Argumen
   Where where = whereOf(args.values[2], *x, *args.values[0], axis.text, env);
   if (where.failed)
     return Poison();
-  bool integers = id == BuiltinId::Cumsum && x->element() == Element::Int;
+  bool integers = x->element() == Element::Int;
   llvm::SmallVector<mlir::Value> operands{integers ? toFloat(*x, loc).value : x->value};
   if (where.condition)
     operands.push_back(where.condition);
@@ -245,7 +245,7 @@ Value Evaluator::evaluateAlong(const CallExpr &call, BuiltinId id, const Argumen
   out.value = id == BuiltinId::Softmax     ? emitter.create<kvp::SoftmaxOp>(loc, operands, name)
               : id == BuiltinId::Normalize ? emitter.create<kvp::NormalizeOp>(loc, operands, name)
                                            : emitter.create<kvp::CumsumOp>(loc, operands, name);
-  if (out.value && integers)
+  if (out.value && integers && id == BuiltinId::Cumsum)
     out.value = mapTensor(Fn::Int, out.value, loc);
   return out.value ? Value(out) : Poison();
 }

@@ -44,6 +44,21 @@ score m() = {
   return (x + position.partition(token, 16).shift(part, -1, fill = 7)).join(fill = 0)
 }
 """,
+    "joined_beside_channels": """
+score m() = {
+  let p = keys.partition(token, 5)
+  return dot((p - p.mean(slot)).join(fill = 0), values, channel) + p.join(fill = 2).norm(channel)
+}
+""",
+    "another_head_for_each_token": """
+score m() = (keys.norm(channel) + values).at(channel, 2).at(head, position % heads)
+  + (keys + values).at(head, heads - 1 - position % heads).sum(channel)
+""",
+    "integers_along_an_axis": """
+score m() = position.softmax(token) + position.normalize(token) * keys.norm(channel)
+  + position.cumsum(token) / 1000 + keys.norm(channel).rank(token).softmax(token)
+  + index(channel).softmax(channel).at(channel, 1) + position.avg_pool(token, 3) - position.max_pool(token, 3)
+""",
     # What has no head is each head's own there.
     "protect_after_a_ragged_selection": """
 press a() = mask(minimum(keys.norm(channel) / 4, uniform(1, [head, token])) > 0.2)
