@@ -6,56 +6,12 @@
 // Other 16-bit keys are widened, which is exact, in blocks that all panels then pass over.
 //
 //===----------------------------------------------------------------------===//
-#include "Panel.h"
+#include "KeyElements.h"
 #include "Primitives.h"
 
 using namespace kvpc::prim;
 
 namespace {
-
-struct F32Keys {
-  typedef float Element;
-  static constexpr int kChannels = 1; // that a step takes
-  static KVPC_ALWAYS_INLINE Lanes add(Lanes sums, const float *panel, const float *key, int64_t c) {
-    return __builtin_elementwise_fma(load<Lanes>(panel + c * kPanelRows), Lanes(key[c]), sums);
-  }
-};
-
-struct PairKeys {
-  typedef uint16_t Element;
-  static constexpr int kChannels = 2;
-  static KVPC_ALWAYS_INLINE Lanes add(Lanes sums, const float *panel, const uint16_t *key,
-                                      int64_t c) {
-    return dotPairs(sums, load<Words>(panel + c / 2 * kPanelRows), Words(load<uint32_t>(key + c)));
-  }
-};
-
-struct Bf16 {
-  static KVPC_ALWAYS_INLINE float widen(uint16_t x) { return fromBf16(x); }
-  static KVPC_ALWAYS_INLINE Lanes widen(Halves x) {
-    return __builtin_bit_cast(Lanes, __builtin_convertvector(x, Words) << 16);
-  }
-};
-
-struct F16 {
-  static KVPC_ALWAYS_INLINE float widen(uint16_t x) { return fromF16(x); }
-  static KVPC_ALWAYS_INLINE Lanes widen(Halves x) {
-    typedef _Float16 Numbers __attribute__((ext_vector_type(kLanes)));
-    return __builtin_convertvector(__builtin_bit_cast(Numbers, x), Lanes);
-  }
-};
-
-/// Widens as it goes: for keys too long for a block.
-template <typename Half>
-struct LongKeys {
-  typedef uint16_t Element;
-  static constexpr int kChannels = 1;
-  static KVPC_ALWAYS_INLINE Lanes add(Lanes sums, const float *panel, const uint16_t *key,
-                                      int64_t c) {
-    return __builtin_elementwise_fma(load<Lanes>(panel + c * kPanelRows),
-                                     Lanes(Half::widen(key[c])), sums);
-  }
-};
 
 struct Task {
   const void *keys;
@@ -160,33 +116,20 @@ void contract(const Task &task) {
 
 template <typename Half>
 void contractWidened(const Task &task) {
-  constexpr int64_t kFloats = 4608; // 18 KB: 36 keys of 128 channels
-  int64_t block = kFloats / most(task.channels, 1) / kTokens * kTokens;
-  if (block == 0) {
+  Task part = task;
+  part.keyStride = task.channels;
+  part.ids = nullptr;
+  bool done = widened<Half>(
+      task.channels, task.tokens, [&](int64_t t) { return task.key<uint16_t>(t); },
+      [&](const float *keys, int64_t t, int64_t count) {
+        part.keys = keys;
+        part.out = task.out + t * task.outStride;
+        contractBlock<F32Keys>(part, 0, count);
+      });
+  if (!done)
     for (int64_t t = 0; t < task.tokens; ++t)
       for (int64_t p = 0; p * kPanelRows < task.rows; ++p)
         panelTile<1, LongKeys<Half>>(task, t, p);
-    return;
-  }
-  alignas(64) float widened[kFloats];
-  Task part = task;
-  part.keys = widened;
-  part.keyStride = task.channels;
-  part.ids = nullptr;
-  for (int64_t t = 0; t < task.tokens; t += block) {
-    int64_t count = least(block, task.tokens - t);
-    for (int64_t i = 0; i < count; ++i) {
-      const uint16_t *key = task.key<uint16_t>(t + i);
-      float *to = widened + i * task.channels;
-      int64_t c = 0;
-      for (; c + kLanes <= task.channels; c += kLanes)
-        store(to + c, Half::widen(load<Halves>(key + c)));
-      for (; c < task.channels; ++c)
-        to[c] = Half::widen(key[c]);
-    }
-    part.out = task.out + t * task.outStride;
-    contractBlock<F32Keys>(part, 0, count);
-  }
 }
 
 int64_t f32PanelBytes(int64_t channels) { return channels * kPanelRows * 4; }
