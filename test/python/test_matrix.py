@@ -40,6 +40,7 @@ class Case:
     element   what a score selects: token, part or channel
     competing heads share a budget: a near tie in one may show in the counts of others
     rope      whether it turns by the model's rotary embedding
+    unrotated whether it asks for all queries before their rotation
     many      tokens of the longest test
     """
 
@@ -55,6 +56,7 @@ class Case:
     stages: int = 1
     competing: bool = False
     rope: bool = False
+    unrotated: bool = False
     many: int = 4096
 
 
@@ -101,6 +103,14 @@ CASES = {
         rope=True,
         many=1200,  # the reference holds a token's channels times channels
     ),
+    "expected_attention": Case(
+        1e-5,
+        defines={"ahead": 20},
+        arguments=HALF | {"sink": 5},
+        rope=True,
+        unrotated=True,
+        many=1200,
+    ),
     "composed": Case(
         1e-6,
         window=16,
@@ -145,7 +155,9 @@ def pressed(tmp_path_factory):
 
 
 def call_of(case, rows, padding="right"):
-    call = batch(rows, padding, case.window) | case.call | new_state(case)
+    call = batch(rows, padding, None if case.unrotated else case.window) | case.call | new_state(case)
+    if case.unrotated:
+        call["unrotated_queries"] = call.pop("queries")
     if case.rope:
         channels = call["keys"].shape[3]
         call["rope"] = kvpc.Rope(100.0 ** (-torch.arange(0, 3 * channels // 4, 2) / channels), 1.2)

@@ -220,3 +220,80 @@ def test_same_bits_alone_and_beside_others():
             own = keys[index : index + 1, :, part], values[index : index + 1, :, part]
             alone, _ = press.scores(*own, rope=rope)
             assert same_bits(together[index : index + 1, :, part], alone)
+
+
+def queries_before(model, name, ids):
+    """layer → what its projection (and norm) makes, before RoPE: [batch, query head, query, channel]."""
+    caught = {}
+
+    def catch(layer):
+        def hook(module, args, out):
+            if name == "Phi3":  # a slice of the fused projection
+                out = out[..., :64]
+            out = out.view(*out.shape[:2], 4, 16) if out.dim() == 3 else out
+            caught[layer] = out if out.shape[1] == 4 else out.transpose(1, 2)
+
+        return hook
+
+    part = {"Gemma3": "q_norm", "Qwen3": "q_norm", "Phi3": "qkv_proj"}.get(name, "q_proj")
+    handles = [
+        getattr(layer.self_attn, part).register_forward_hook(catch(i))
+        for i, layer in enumerate(model.model.layers)
+    ]
+    with torch.no_grad():
+        model(ids)
+    for handle in handles:
+        handle.remove()
+    return caught
+
+
+@pytest.mark.parametrize(
+    "name, rope",
+    [("Llama", None), ("Llama", "yarn"), ("Llama", "llama3")]
+    + [("Qwen3", None), ("Phi3", None), ("Gemma3", None)],
+)
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_model(name, rope, chunks):
+    """expected_attention in a model, by the queries that its layers had before they were turned;
+    Phi-3 turns half of its channels, Gemma 3 has another table for each kind of layer."""
+    from small_models import make, text
+    from transformers import DynamicCache
+
+    from kvpc.hook import attach
+
+    model, ids, cache = make(name, rope=rope), text(66, 2), DynamicCache()
+    plain, calls = queries_before(model, name, ids), []
+    press = kvpc.compile(
+        "expected_attention",
+        defines={"ahead": 32},
+        dtypes="f32",
+        channels=0,
+        targets=best_target(),
+        press="expected_attention",
+    ).press(drop=0.5, eps=0.01)
+
+    class Watched:
+        inputs, inputs_at = press.inputs, press.inputs_at
+
+        def compress(self, keys, values, **call):
+            out = press.compress(keys, values, **call)
+            calls.append((keys.clone(), values.clone(), call, out))
+            return out
+
+    with attach(model, Watched(), prompt_tokens=66), torch.no_grad():
+        for part in ids.split(66 // chunks, 1):
+            model(part, past_key_values=cache)
+    full = [i for i, layer in enumerate(cache.layers) if hasattr(layer, "prefix")]
+    assert len(calls) == len(full)
+    for layer, (keys, values, call, out) in zip(full, calls):
+        q = plain[layer].unflatten(1, (2, 2))[..., 4:, :].double()
+        centred = q - q.mean(3, keepdim=True)
+        cov = torch.einsum("bhgqi,bhgqj->bhgij", centred, centred) / q.shape[3]
+        told = kvpc.Rope.of(call["rope"])
+        turned = kvpc.Rope(told.inverse_frequencies, told.attention_scaling)
+        wanted = expected(keys, values, q.mean(3), cov, turned, 66, 32, eps=0.01)
+        given = {k: x for k, x in call.items() if k != "state"}
+        scores, _ = press.scores(keys, values, **given)
+        # Queries are turned and turned back in f32 by the model's tables.
+        assert error(scores, wanted) <= 5e-4
+        assert out.tokens.shape == (2, 2, 33) and (out.tokens[..., :4] == torch.arange(4)).all()
