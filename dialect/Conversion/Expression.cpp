@@ -101,6 +101,10 @@ Value Kernel::compute(const Row &row, Value v, const Indices &at) {
       .Case([&](kvp::IndexOp o) { return indexValue(*at.find(o.getAxis())); })
       .Case([&](kvp::IotaOp o) { return indexValue(*at.find(o.getAxis())); })
       .Case([&](kvp::UniformOp o) { return uniform(row, o, at); })
+      .Case([&](kvp::RotaryOp o) { return rotary(row, o, at); })
+      .Case([&](kvp::PairOp o) {
+        return value(row, o.getInput(), at.with(o.getAxis(), partner(row, *at.find(o.getAxis()))));
+      })
       .Case([&](kvp::RenameOp o) {
         return value(row, o.getInput(), at.with(o.getFrom(), *at.find(o.getTo())));
       })
@@ -477,6 +481,14 @@ Value Kernel::pool(const Row &row, Operation *op, const Indices &at) {
   return sum;
 }
 
+/// Calls one(lane) for every lane and puts the results together.
+static Value eachLane(Emitter &e, function_ref<Value(int64_t)> one) {
+  Value out = e.constantOf(e.vec(e.f32()), 0);
+  for (int64_t lane = 0; lane < e.lanes(); ++lane)
+    out = vector::InsertOp::create(e, one(lane), out, ArrayRef<int64_t>{lane});
+  return out;
+}
+
 Value Kernel::uniform(const Row &row, kvp::UniformOp op, const Indices &at) {
   Value seed = host(row, op.getSeed());
   Value layer = field(row, offsetof(kvpc_call, layer));
@@ -505,10 +517,83 @@ Value Kernel::uniform(const Row &row, kvp::UniformOp op, const Indices &at) {
   };
   if (!e.isVector(head) && !e.isVector(position) && !e.isVector(extra))
     return one({});
-  Value out = e.constantOf(e.vec(e.f32()), 0);
-  for (int64_t lane = 0; lane < e.lanes(); ++lane)
-    out = vector::InsertOp::create(e, one(lane), out, ArrayRef<int64_t>{lane});
-  return out;
+  return eachLane(e, one);
+}
+
+//===------------------------------------------------------------------------------------------===//
+// Rotary embedding
+//===------------------------------------------------------------------------------------------===//
+
+Value Kernel::rotary(const Row &row, kvp::RotaryOp op, const Indices &at) {
+  const Index channel = *at.find(op.getAxis());
+  Value kind = e.constant((op.getWave() == kvp::Wave::Sin ? 1 : 0) + (op.getBack() ? 2 : 0));
+  Value frequencies = fieldPtr(row, offsetof(kvpc_call, rope_frequencies));
+  Value width = field(row, offsetof(kvpc_call, rope_width));
+  Value interleaved = field(row, offsetof(kvpc_call, rope_interleaved));
+  Value scaling = e.loadScalar(e.f64(), e.at(row.call, offsetof(kvpc_call, rope_scaling)));
+  auto pick = [&](Value v, int64_t lane) -> Value {
+    return e.isVector(v) ? vector::ExtractOp::create(e, v, ArrayRef<int64_t>{lane}).getResult() : v;
+  };
+  bool neighbours = channel.lanes && !channel.vector;
+  if (op.getMean()) {
+    // Sums of double, one a lane, in memory.
+    int64_t lanes = at.hasLanes() ? e.lanes() : 1;
+    Value sums = onStack(lanes * 8);
+    auto each = [&](function_ref<void(Value, int64_t)> one) {
+      for (int64_t lane = 0; lane < lanes; ++lane)
+        one(e.at(sums, 8 * lane), lane);
+    };
+    each([&](Value sum, int64_t) { e.storeScalar(e.constantF64(0), sum); });
+    SmallVector<Range> ranges = rangesOf(row, op.getBy(), kvp::axisNames(*op.getMean()), at);
+    Value count = e.constant(1);
+    for (const Range &r : ranges)
+      count = e.mul(count, e.sub(r.to, r.from));
+    forEach(ranges, "", at, [&](const Indices &here) {
+      Value by = value(row, op.getBy(), here);
+      auto add = [&](Value position, Value of, Value to, int64_t channels) {
+        e.call("kvpc_prim_rotary_add", {kind, position, of, frequencies, width, interleaved,
+                                        scaling, to, e.constant(channels)});
+      };
+      if (neighbours && !e.isVector(by))
+        return add(by, channel.base, sums, lanes);
+      Value channels = indexValue(channel);
+      each([&](Value sum, int64_t lane) { add(pick(by, lane), pick(channels, lane), sum, 1); });
+    });
+    Value divisor = arith::SIToFPOp::create(e, e.f64(), count);
+    auto mean = [&](int64_t lane) -> Value {
+      Value sum = e.loadScalar(e.f64(), e.at(sums, 8 * lane));
+      return e.toFloat(arith::DivFOp::create(e, sum, divisor));
+    };
+    return at.hasLanes() ? eachLane(e, mean) : mean(0);
+  }
+  Value by = value(row, op.getBy(), at);
+  auto table = [&](StringRef name, Type type, Value position, Value of) {
+    return e.call(name, type, {kind, position, of, frequencies, width, interleaved, scaling});
+  };
+  if (!channel.lanes && !e.isVector(by))
+    return table("kvpc_prim_rotary", e.f32(), by, channel.base);
+  if (neighbours && !e.isVector(by))
+    return table("kvpc_prim_rotary_v", e.vec(e.f32()), by, channel.base);
+  Value channels = indexValue(channel);
+  return eachLane(e, [&](int64_t lane) {
+    return table("kvpc_prim_rotary", e.f32(), pick(by, lane), pick(channels, lane));
+  });
+}
+
+/// The channel that turns together with one, itself where it does not turn.
+Index Kernel::partner(const Row &row, const Index &channel) {
+  Value c = indexValue(channel);
+  auto like = [&](Value x) { return e.isVector(c) ? e.spread(x) : x; };
+  Value width = field(row, offsetof(kvpc_call, rope_width));
+  Value half = like(e.div(width, e.constant(2)));
+  Value other = e.select(e.cmp(arith::CmpIPredicate::slt, c, half), e.add(c, half), e.sub(c, half));
+  Value next = arith::XOrIOp::create(e, c, like(e.constant(1)));
+  Value neighbours = e.cmp(arith::CmpIPredicate::ne,
+                           field(row, offsetof(kvpc_call, rope_interleaved)), e.constant(0));
+  other = e.select(like(neighbours), next, other);
+  Value turns = e.cmp(arith::CmpIPredicate::slt, c, like(width));
+  Value out = e.select(turns, other, c);
+  return channel.lanes ? scattered(out) : Index{out, {}, false};
 }
 
 //===------------------------------------------------------------------------------------------===//
@@ -614,6 +699,9 @@ Value Kernel::input(const Row &row, kvp::InputOp op, const Indices &at) {
   case kvp::Input::Queries:
     tensor = offsetof(kvpc_call, queries_rotated);
     break;
+  case kvp::Input::Unrotated_queries:
+    tensor = offsetof(kvpc_call, queries_unrotated);
+    break;
   case kvp::Input::Output_weight:
     tensor = offsetof(kvpc_call, output_weight);
     break;
@@ -636,7 +724,7 @@ Value Kernel::input(const Row &row, kvp::InputOp op, const Indices &at) {
   Value offset = e.mul(row.batch, stride(0));
   if (!head.lanes) // lanes may pick heads of their own
     offset = e.add(offset, e.mul(head.base, stride(1)));
-  if (op.getInput() == kvp::Input::Queries) {
+  if (op.getInput() == kvp::Input::Queries || op.getInput() == kvp::Input::Unrotated_queries) {
     // The last w of the given queries.
     Value skip =
         e.sub(field(row, offsetof(kvpc_call, queries)), extent(row, op.getResult(), "query"));

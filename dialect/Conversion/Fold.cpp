@@ -18,16 +18,6 @@ using namespace kvpc::codegen;
 /// cache holds beside the panels.
 static constexpr int64_t kBlockRows = 128;
 
-/// Memory of the function that is being built.
-static Value onStack(Emitter &e, int64_t bytes) {
-  OpBuilder::InsertionGuard guard(e);
-  auto f = e.getInsertionBlock()->getParentOp()->getParentOfType<func::FuncOp>();
-  if (!f)
-    f = cast<func::FuncOp>(e.getInsertionBlock()->getParentOp());
-  e.setInsertionPointToStart(&f.getBody().front());
-  return LLVM::AllocaOp::create(e, e.ptr(), e.i64(), e.constant(bytes / 8), /*alignment=*/64);
-}
-
 /// The axes of rows that are neither folded nor contracted, each from 0 to its extent.
 SmallVector<Kernel::Range> Kernel::rowsBeside(const Row &row, Value tensor, StringRef along) {
   SmallVector<Range> ranges;
@@ -88,6 +78,56 @@ void Kernel::packAlong(const Row &row, kvplan::PackOp op) {
   });
 }
 
+/// Parts of bf16 in which the matrices of forms are packed.
+static constexpr int64_t kFormParts = 2;
+
+/// One matrix after the other, those of the task's head.
+void Kernel::packForm(const Row &row, kvplan::PackFormOp op) {
+  Value matrix = op.getMatrix().getDefiningOp<kvplan::LoadOp>().getBuffer();
+  Value width = extent(row, op.getMatrix(), op.getRow());
+  std::map<std::string, Value> strides;
+  for (auto [i, axis] :
+       llvm::enumerate(cast<kvplan::BufferType>(matrix.getType()).getTensor().getAxes()))
+    strides[axis.getName().str()] = axisStride(row, matrix, i);
+  SmallVector<Range> beside;
+  for (kvp::AxisAttr axis : op.getMatrix().getType().getAxes())
+    if (StringRef name = axis.getName();
+        name != "head" && name != op.getRow() && name != op.getColumn())
+      beside.push_back({name.str(), e.constant(0), extent(row, op.getMatrix(), name), {}});
+  Value dtype = e.constant(variant.dtype), parts = e.constant(kFormParts);
+  Value bytes = e.call("kvpc_prim_form_bytes", e.i64(), {dtype, width, parts});
+  forEach(beside, "", headIndex(row), [&](const Indices &at) {
+    Value offset = e.constant(0), number = e.constant(0);
+    for (const Range &r : beside) {
+      offset = e.add(offset, e.mul(at.find(r.axis)->base, strides[r.axis]));
+      number = e.add(e.mul(number, r.to), at.find(r.axis)->base);
+    }
+    e.call("kvpc_prim_pack_form",
+           {e.at(elementBase(row, matrix), e.mul(offset, 4)), strides[op.getRow().str()],
+            strides[op.getColumn().str()], width, dtype, parts,
+            e.at(elementBase(row, op.getBuffer()), e.mul(number, bytes))});
+  });
+}
+
+void Kernel::form(const Row &row, kvplan::FormOp op, Value from, Value to) {
+  Stream stream = streamOf(row, op.getStream().getDefiningOp<kvp::InputOp>(), from);
+  Value step = entryStride(row, op.getBuffer());
+  SmallVector<Value> args{stream.base,
+                          stream.stride,
+                          stream.ids,
+                          e.sub(to, from),
+                          extent(row, op.getStream(), "channel"),
+                          elementBase(row, op.getPanels())};
+  if (variant.dtype == KVPC_BF16)
+    args.push_back(e.constant(kFormParts));
+  args.append({rowCount(row, op.getBuffer()),
+               e.at(elementBase(row, op.getBuffer()), e.mul(e.mul(from, step), 4)), step});
+  e.call(variant.dtype == KVPC_F32    ? "kvpc_prim_form_f32"
+         : variant.dtype == KVPC_BF16 ? "kvpc_prim_form_bf16"
+                                      : "kvpc_prim_form_f16",
+         args);
+}
+
 void Kernel::fold(const Row &row, kvplan::FoldOp op, StringRef over, Value from, Value to) {
   Value buffer = op.getBuffer(), block = op.getBlock();
   StringRef along = op.getOver();
@@ -97,7 +137,7 @@ void Kernel::fold(const Row &row, kvplan::FoldOp op, StringRef over, Value from,
   Stream stream = streamOf(row, input, from);
   Value width = extent(row, op.getStream(), "channel");
   Value rows = bufferExtent(row, op.getPanels(), along, /*upper=*/false);
-  Value memory = onStack(e, 128 * kBlockRows * bytesOf(Storage::F32));
+  Value memory = onStack(128 * kBlockRows * bytesOf(Storage::F32));
   SmallVector<Range> beside;
   for (kvp::AxisAttr axis : op.getPanels().getType().getTensor().getAxes()) {
     StringRef name = axis.getName();

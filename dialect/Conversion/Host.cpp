@@ -344,8 +344,10 @@ Value Kernel::extent(const Row &row, Value tensor, StringRef name) {
     return field(row, offsetof(kvpc_call, features));
   if (base == "layer")
     return field(row, offsetof(kvpc_call, layers));
-  if (base == "query" && attr.isStatic())
-    return e.min(e.constant(attr.getExtent()), perRow(row, offsetof(kvpc_call, length)));
+  if (base == "query") // all of the pass: as many as the row has, where more are given
+    return e.min(attr.isStatic() ? e.constant(attr.getExtent())
+                                 : field(row, offsetof(kvpc_call, queries)),
+                 perRow(row, offsetof(kvpc_call, length)));
   if (auto weight = dyn_cast<BlockArgument>(origin)) {
     ArrayRef<kvp::AxisAttr> axes = cast<kvp::NamedTensorType>(weight.getType()).getAxes();
     int64_t place = weightIndex(weight) * 5 + (llvm::find(axes, attr) - axes.begin());
@@ -394,7 +396,9 @@ Value Kernel::bound(const Row &row, Value tensor, StringRef name) {
                           ? offsetof(kvpc_call, value_channels)
                           : offsetof(kvpc_call, channels));
   }
-  if (base == "query")
-    return e.constant(cast<kvp::NamedTensorType>(origin.getType()).getAxis(axis).getExtent());
+  if (base == "query") {
+    kvp::AxisAttr attr = cast<kvp::NamedTensorType>(origin.getType()).getAxis(axis);
+    return attr.isStatic() ? e.constant(attr.getExtent()) : field(row, offsetof(kvpc_call, tokens));
+  }
   return extent(row, tensor, name);
 }

@@ -138,6 +138,8 @@ private:
                    const Indices &at, mlir::Value width);
   mlir::Value pool(const Row &row, mlir::Operation *op, const Indices &at);
   mlir::Value uniform(const Row &row, kvp::UniformOp op, const Indices &at);
+  mlir::Value rotary(const Row &row, kvp::RotaryOp op, const Indices &at);
+  Index partner(const Row &row, const Index &channel);
   mlir::Value unary(kvp::Fn fn, mlir::Value x);
   mlir::Value applyFn(kvp::Fn fn, llvm::ArrayRef<mlir::Value> x, mlir::Type element);
 
@@ -163,6 +165,8 @@ private:
   llvm::StringRef laneAxis(mlir::Value v, llvm::ArrayRef<llvm::StringRef> axes);
 
   // Nest.cpp: loops that fill buffers.
+  /// Memory of the function that is being built.
+  mlir::Value onStack(int64_t bytes);
   /// Runs body for every element; the axis `lane` (if any) by vectors, its tail under a mask.
   void forEach(llvm::ArrayRef<Range> ranges, llvm::StringRef lane, const Indices &at,
                llvm::function_ref<void(const Indices &)> body);
@@ -206,7 +210,9 @@ private:
   llvm::StringRef contraction() const;
   static Fold foldOf(kvplan::Combine kind);
   Stream streamOf(const Row &row, kvp::InputOp input, mlir::Value from);
+  void form(const Row &row, kvplan::FormOp op, mlir::Value from, mlir::Value to);
   void pack(const Row &row, kvplan::PackOp op);
+  void packForm(const Row &row, kvplan::PackFormOp op);
   void statistics(const Row &row, kvplan::StatisticsOp op, mlir::Value segment, mlir::Value from,
                   mlir::Value to, mlir::Value first);
   void combineStatistics(const Row &row, kvplan::StatisticsOp op, mlir::Value segments,

@@ -13,18 +13,14 @@ using namespace mlir;
 using namespace kvpc;
 using namespace kvpc::codegen;
 
-static bool isEntryAxis(StringRef name) {
-  StringRef base = name.rtrim('\'');
-  return base == "token" || base == "part";
-}
-
 Storage Kernel::storageOf(Value buffer) {
   Type element = cast<kvplan::BufferType>(buffer.getType()).getTensor().getElementType();
   return element.isF32() ? Storage::F32 : element.isInteger(64) ? Storage::I64 : Storage::Byte;
 }
 
 bool Kernel::isPanel(Value buffer) {
-  return llvm::any_of(buffer.getUsers(), [&](Operation *op) { return isa<kvplan::PackOp>(op); });
+  return llvm::any_of(buffer.getUsers(),
+                      [&](Operation *op) { return isa<kvplan::PackOp, kvplan::PackFormOp>(op); });
 }
 
 /// A tensor that stands for the axes of a buffer: what is written to it, else a load of it.
@@ -37,6 +33,8 @@ Value Kernel::axesOf(Value buffer) {
   for (Operation *user : buffer.getUsers()) {
     if (auto pack = dyn_cast<kvplan::PackOp>(user))
       return pack.getRows();
+    if (auto pack = dyn_cast<kvplan::PackFormOp>(user))
+      return pack.getMatrix();
     if (auto statistics = dyn_cast<kvplan::StatisticsOp>(user))
       return axesOf(statistics.getBuffer());
   }
@@ -75,7 +73,7 @@ Value Kernel::axisStride(const Row &row, Value buffer, unsigned i) {
     return e.constant(0);
   auto inner = axes.drop_front(i + 1);
   Value stride = e.constant(1);
-  if (isEntryAxis(axes[i].getName())) {
+  if (kvp::isEntryAxis(axes[i])) {
     bool rows = false;
     for (kvp::AxisAttr axis : inner) {
       stride = e.mul(stride, bufferExtent(row, buffer, axis.getName(), /*upper=*/true));
@@ -85,7 +83,7 @@ Value Kernel::axisStride(const Row &row, Value buffer, unsigned i) {
     return rows ? e.select(e.less(stride, e.constant(16)), stride, e.roundUp(stride, 16)) : stride;
   }
   for (unsigned j = i + 1; j < axes.size(); ++j) {
-    if (isEntryAxis(axes[j].getName()))
+    if (kvp::isEntryAxis(axes[j]))
       return e.mul(stride, e.mul(bufferExtent(row, buffer, axes[j].getName(), true),
                                  axisStride(row, buffer, j)));
     stride = e.mul(stride, bufferExtent(row, buffer, axes[j].getName(), false));
@@ -117,7 +115,7 @@ Value Kernel::taskBytes(const Row &row, Value buffer) {
     if (name == "head")
       continue;
     count = e.mul(count, bufferExtent(row, buffer, name, true));
-    if (isEntryAxis(name)) {
+    if (kvp::isEntryAxis(axes[i])) {
       count = e.mul(count, axisStride(row, buffer, i));
       dense = false;
     }
@@ -154,6 +152,16 @@ Indices Kernel::headIndex(const Row &row) {
   if (row.head)
     at = at.with("head", Index{row.head, {}, false});
   return at;
+}
+
+/// Memory of the function that is being built.
+Value Kernel::onStack(int64_t bytes) {
+  OpBuilder::InsertionGuard guard(e);
+  auto f = e.getInsertionBlock()->getParentOp()->getParentOfType<func::FuncOp>();
+  if (!f)
+    f = cast<func::FuncOp>(e.getInsertionBlock()->getParentOp());
+  e.setInsertionPointToStart(&f.getBody().front());
+  return LLVM::AllocaOp::create(e, e.ptr(), e.i64(), e.constant(bytes / 8), /*alignment=*/64);
 }
 
 void Kernel::forEach(ArrayRef<Range> ranges, StringRef lane, const Indices &at,
@@ -426,7 +434,9 @@ void Kernel::pack(const Row &row, kvplan::PackOp op) {
   Value keyType = e.constant(variant.dtype), one = e.constant(1);
   Value null = LLVM::ZeroOp::create(e, e.ptr());
   if (auto input = op.getRows().getDefiningOp<kvp::InputOp>()) {
-    const int64_t tensor = offsetof(kvpc_call, queries_rotated);
+    const int64_t tensor = input.getInput() == kvp::Input::Queries
+                               ? offsetof(kvpc_call, queries_rotated)
+                               : offsetof(kvpc_call, queries_unrotated);
     auto stride = [&](unsigned i) {
       return field(row, tensor + offsetof(kvpc_tensor, stride) + 8 * i);
     };
@@ -478,7 +488,7 @@ Value Kernel::elementBase(const Row &row, Value buffer) {
 Value Kernel::rowCount(const Row &row, Value buffer) {
   Value rows = e.constant(1);
   for (kvp::AxisAttr axis : cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes())
-    if (axis.getName() != "head" && !isEntryAxis(axis.getName()))
+    if (axis.getName() != "head" && !kvp::isEntryAxis(axis))
       rows = e.mul(rows, bufferExtent(row, buffer, axis.getName(), false));
   return rows;
 }
@@ -487,7 +497,7 @@ Value Kernel::rowCount(const Row &row, Value buffer) {
 Value Kernel::entryStride(const Row &row, Value buffer) {
   for (auto [i, axis] :
        llvm::enumerate(cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes()))
-    if (isEntryAxis(axis.getName()))
+    if (kvp::isEntryAxis(axis))
       return axisStride(row, buffer, i);
   llvm_unreachable("a wide buffer has entries");
 }
@@ -548,9 +558,12 @@ int64_t Kernel::packedParts(Value panels) {
 
 /// The axis along which rows fill panels of their own; empty: none does.
 StringRef Kernel::packedAlong(Value panels) {
-  for (Operation *user : panels.getUsers())
+  for (Operation *user : panels.getUsers()) {
     if (auto pack = dyn_cast<kvplan::PackOp>(user))
       return pack.getAlong().value_or("");
+    if (auto pack = dyn_cast<kvplan::PackFormOp>(user))
+      return pack.getColumn();
+  }
   return "";
 }
 

@@ -133,6 +133,7 @@ static Contiguous contiguousAxes(Value v, llvm::DenseMap<Value, Contiguous> &see
           if (!axes.empty() && axes.back().getName() != "head")
             out.axes.push_back(axes.back().getName());
         })
+        .Case([&](kvp::RotaryOp table) { out.axes.push_back(table.getAxis()); })
         .Case<kvp::PositionOp, kvp::CausalOp, kvp::IndexOp, kvp::IotaOp, kvp::UniformOp>(
             [](auto) {})
         .Case([&](kvp::RenameOp rename) {

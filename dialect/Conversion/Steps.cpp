@@ -138,6 +138,8 @@ void Kernel::pass(const Row &row, kvplan::PassOp op, kvplan::Space space) {
           accumulate(task, a, over, segment, begin, end, first);
         else if (auto c = dyn_cast<kvplan::ContractOp>(inner))
           contract(task, c, begin, end);
+        else if (auto f = dyn_cast<kvplan::FormOp>(inner))
+          form(task, f, begin, end);
         else if (auto f = dyn_cast<kvplan::FoldOp>(inner))
           fold(task, f, over, begin, end);
         else if (auto s = dyn_cast<kvplan::StatisticsOp>(inner))
@@ -175,6 +177,8 @@ void Kernel::small(const Row &row, kvplan::SmallOp op, kvplan::Space space) {
         store(task, s, "", {}, {});
       else if (auto p = dyn_cast<kvplan::PackOp>(inner))
         pack(task, p);
+      else if (auto p = dyn_cast<kvplan::PackFormOp>(inner))
+        packForm(task, p);
       memo.pop_back();
     }
   });

@@ -56,6 +56,11 @@ bool kvpc::kvp::isCacheAxis(StringRef name) {
   return base == "token" || base == "channel" || base == "part" || base == "slot";
 }
 
+bool kvpc::kvp::isEntryAxis(AxisAttr axis) {
+  StringRef base = axis.getName().rtrim('\'');
+  return base == "token" || base == "part" || (base == "query" && !axis.isStatic());
+}
+
 SmallVector<StringRef> kvpc::kvp::axisNames(ArrayAttr names) {
   return llvm::map_to_vector(names.getAsValueRange<StringAttr>(), [](StringRef s) { return s; });
 }

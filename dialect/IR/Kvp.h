@@ -42,6 +42,10 @@ NamedTensorType inCanonicalOrder(NamedTensorType type);
 /// Whether the axis numbers entries of the cache (and so has a state): token, channel, part, slot.
 bool isCacheAxis(llvm::StringRef name);
 
+/// Whether rows can be long along the axis, so that sweeps go over it: token, part, and query where
+/// a program has all of a pass.
+bool isEntryAxis(AxisAttr axis);
+
 /// Names in an array of string attributes.
 llvm::SmallVector<llvm::StringRef> axisNames(mlir::ArrayAttr names);
 

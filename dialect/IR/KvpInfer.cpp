@@ -366,6 +366,77 @@ INFER(DotOp) {
   return success();
 }
 
+INFER(RotateOp) {
+  auto emit = emitter(location, "rotate");
+  auto type = typeOf(op.getInput());
+  if (!requireAxis(type, "channel", emit))
+    return failure();
+  SmallVector<AxisAttr> axes(type.getAxes());
+  auto by = dyn_cast<NamedTensorType>(op.getBy().getType());
+  if (by) {
+    if (by.hasAxis("channel"))
+      return emit() << "positions have `channel`: " << by << " (C1)";
+    auto united = uniteAxes(axes, by.getAxes(), emit);
+    if (failed(united))
+      return failure();
+    axes = *united;
+  }
+  SmallVector<StringRef> mean;
+  if (op.getMean())
+    mean = axisNames(*op.getMean());
+  for (StringRef name : mean)
+    if (!by || !by.hasAxis(name) || type.hasAxis(name))
+      return emit() << "takes the mean over `" << name << "`, which must be of the positions alone"
+                    << " (C2)";
+  out.push_back(NamedTensorType::get(context, axes, type.getElementType()).without(mean));
+  return success();
+}
+
+INFER(RotaryOp) {
+  auto emit = emitter(location, "rotary");
+  AxisAttr a = requireAxis(typeOf(op.getLike()), op.getAxis(), emit);
+  if (!a)
+    return failure();
+  SmallVector<AxisAttr> axes{a};
+  if (auto by = dyn_cast<NamedTensorType>(op.getBy().getType())) {
+    if (by.hasAxis(op.getAxis()))
+      return emit() << "positions have `" << op.getAxis() << "`: " << by << " (C1)";
+    llvm::append_range(axes, by.getAxes());
+  }
+  auto type = NamedTensorType::get(context, axes, Float32Type::get(context));
+  SmallVector<StringRef> mean;
+  if (op.getMean())
+    mean = axisNames(*op.getMean());
+  for (StringRef name : mean)
+    if (name == op.getAxis() || !type.hasAxis(name))
+      return emit() << "takes the mean over `" << name << "`, which the positions have not (C2)";
+  out.push_back(type.without(mean));
+  return success();
+}
+
+INFER(FormOp) {
+  auto emit = emitter(location, "form");
+  auto x = typeOf(op.getInput()), m = typeOf(op.getMatrix());
+  if (!requireAxis(x, op.getAxis(), emit) || !requireAxis(m, op.getRow(), emit) ||
+      !requireAxis(m, op.getColumn(), emit))
+    return failure();
+  auto rest = x.without({op.getAxis()});
+  if (op.getRow() == op.getColumn() || rest.hasAxis(op.getRow()) || rest.hasAxis(op.getColumn()))
+    return emit() << "cannot name rows `" << op.getRow() << "` and columns `" << op.getColumn()
+                  << "` (C1)";
+  auto axes = uniteAxes(rest.getAxes(), m.without({op.getRow(), op.getColumn()}).getAxes(), emit);
+  if (failed(axes))
+    return failure();
+  out.push_back(NamedTensorType::get(context, *axes, x.getElementType()));
+  return success();
+}
+
+INFER(PairOp) {
+  auto type = typeOf(op.getInput());
+  out.push_back(type);
+  return success(bool(requireAxis(type, op.getAxis(), emitter(location, "pair"))));
+}
+
 /// Operand, axis and `where` of an op along an axis.
 static LogicalResult checkAlong(NamedTensorType type, StringRef name, Value where, EmitError emit,
                                 bool numbers = true) {

@@ -121,6 +121,9 @@ def Kvp_Dim : Kvp_Enum<"Dim", "host dimension", [
     "length", "seen", "layer", "layers", "heads", "groups", "channels"]>;
 def Kvp_DimAttr : Kvp_EnumAttr<Kvp_Dim, "dim">;
 
+def Kvp_Wave : Kvp_Enum<"Wave", "rotary table", ["cos", "sin"]>;
+def Kvp_WaveAttr : Kvp_EnumAttr<Kvp_Wave, "wave">;
+
 //===------------------------------------------------------------------------------------------===//
 // Programs
 //===------------------------------------------------------------------------------------------===//
@@ -343,6 +346,71 @@ def Kvp_DotOp : Kvp_Pure<"dot"> {
   let arguments = (ins Kvp_FloatTensor:$lhs, Kvp_FloatTensor:$rhs, StrAttr:$over);
   let results = (outs Kvp_FloatTensor:$result);
   let assemblyFormat = "$lhs `,` $rhs `over` $over attr-dict `:` functional-type(operands, results)";
+}
+
+def Kvp_RotateOp : Kvp_Pure<"rotate"> {
+  let summary = "turns pairs of channels by the angles of positions, as the model's rotary embedding does";
+  let description = [{
+    Channels a and b of pair i become s (a cos t - b sin t) and s (b cos t + a sin t), where t is the
+    position times the pair's inverse frequency and s the model's scaling of its tables; channels that
+    the model does not turn stay. So a turn by -p is the transpose of one by p, and its inverse where
+    s is 1. Positions may be negative, and past the end of the cache. Axes unite; `mean` names those
+    of `by` over which the turned values are averaged, which is one turn by averaged tables.
+
+    - **C1**: the input has `channel`, the positions have not
+    - **C2**: an axis of `mean` is one of `by` and not one of the input
+  }];
+  let arguments = (ins Kvp_FloatTensor:$input, AnyTypeOf<[I64, Kvp_IntTensor]>:$by,
+                       OptionalAttr<StrArrayAttr>:$mean);
+  let results = (outs Kvp_FloatTensor:$result);
+  let assemblyFormat = [{
+    $input `by` $by (`mean` $mean^)? attr-dict `:` type($input) `,` type($by) `->` type($result)
+  }];
+}
+
+def Kvp_RotaryOp : Kvp_Pure<"rotary"> {
+  let summary = "what `rotate` multiplies a channel (cos) and its partner (sin, with its sign) by";
+  let description = [{
+    Over the axes of `by` and one axis of `like`, whose entries are channels. Angles are taken in
+    double, and what comes of it is rounded once. Channels that the model does not turn have 1 and 0.
+    `back`: divided by the model's scaling, of the opposite angle: it undoes the model's own turn.
+    `mean`: averaged over axes of the positions.
+
+    - **C1**: the positions have no axis of that name
+    - **C2**: an axis of `mean` is one of the positions
+  }];
+  let arguments = (ins Kvp_WaveAttr:$wave, AnyTypeOf<[I64, Kvp_IntTensor]>:$by,
+                       Kvp_TensorType:$like, StrAttr:$axis, OptionalAttr<StrArrayAttr>:$mean,
+                       UnitAttr:$back);
+  let results = (outs Kvp_FloatTensor:$result);
+  let assemblyFormat = [{
+    $wave (`back` $back^)? `of` $by (`mean` $mean^)? `along` $axis `of` $like attr-dict
+    `:` type($by) `,` type($like) `->` type($result)
+  }];
+}
+
+def Kvp_PairOp : Kvp_Pure<"pair"> {
+  let summary = "the other channel of the pair that the model's rotary embedding turns; itself, if none";
+  let arguments = (ins Kvp_FloatTensor:$input, StrAttr:$axis);
+  let results = (outs Kvp_FloatTensor:$result);
+  let assemblyFormat = "$input `along` $axis attr-dict `:` type($input) `->` type($result)";
+}
+
+def Kvp_FormOp : Kvp_Pure<"form"> {
+  let summary = "quadratic form: sum over a and b of x[a] * m[a, b] * x[b]";
+  let description = [{
+    `axis` is the input's, `row` and `column` are the matrix's. Other axes unite. What contractions of
+    one value with a matrix, from both sides, become in `kvp-algebra`; no program says it itself.
+
+    - **C1**: the input has neither `row` nor `column` beside `axis`
+  }];
+  let arguments = (ins Kvp_FloatTensor:$input, StrAttr:$axis, Kvp_FloatTensor:$matrix,
+                       StrAttr:$row, StrAttr:$column);
+  let results = (outs Kvp_FloatTensor:$result);
+  let assemblyFormat = [{
+    $input `along` $axis `,` $matrix `along` $row `,` $column attr-dict
+    `:` type($input) `,` type($matrix) `->` type($result)
+  }];
 }
 
 class Kvp_Along<string mnemonic, string text, dag extra, string asm> : Kvp_Pure<mnemonic> {

@@ -116,10 +116,14 @@ LogicalResult FoldOp::verify() {
 
 Value kvpc::kvplan::writtenTo(Value buffer) {
   // A mask over a contraction works in its buffer.
-  for (Operation *user : buffer.getUsers())
+  for (Operation *user : buffer.getUsers()) {
     if (auto contract = dyn_cast<ContractOp>(user))
       if (contract.getBuffer() == buffer)
         return {};
+    if (auto form = dyn_cast<FormOp>(user))
+      if (form.getBuffer() == buffer)
+        return {};
+  }
   for (Operation *user : buffer.getUsers()) {
     if (auto store = dyn_cast<StoreOp>(user))
       return store.getValue();

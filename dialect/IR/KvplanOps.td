@@ -151,6 +151,29 @@ def Kvplan_ContractOp : Kvplan_Op<"contract", [HasParent<"PassOp">]> {
   }];
 }
 
+def Kvplan_PackFormOp : Kvplan_Op<"pack_form", [HasParent<"SmallOp">]> {
+  let summary = "packs the matrices of quadratic forms, folded onto one side of their diagonals";
+  let description = [{ One matrix for each element of the axes beside `row` and `column`. }];
+  let arguments = (ins Kvp_FloatTensor:$matrix, StrAttr:$row, StrAttr:$column,
+                       Kvplan_BufferType:$buffer);
+  let assemblyFormat = [{
+    $matrix `along` $row `,` $column `into` $buffer attr-dict `:` type($matrix) `,` type($buffer)
+  }];
+}
+
+def Kvplan_FormOp : Kvplan_Op<"form", [HasParent<"PassOp">]> {
+  let summary = "quadratic forms of keys or values of the tile, by the contraction microkernel";
+  let description = [{
+    buffer[token, matrix] = sum over channels a, b of stream[token, a] * matrix[a, b] * stream[token, b].
+    The stream is read in place (through the index of survivors, if there is one).
+  }];
+  let arguments = (ins Kvp_FloatTensor:$stream, Kvplan_BufferType:$panels,
+                       Kvplan_BufferType:$buffer);
+  let assemblyFormat = [{
+    $stream `by` $panels `into` $buffer attr-dict `:` type($stream) `,` type($panels) `,` type($buffer)
+  }];
+}
+
 def Kvplan_FoldOp : Kvplan_Op<"fold", [HasParent<"PassOp">]> {
   let summary = "reduces over the rows of a contraction, block by block, so that they are never held";
   let description = [{

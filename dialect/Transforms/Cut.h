@@ -10,8 +10,6 @@
 
 namespace kvpc::cut {
 
-/// Axes along which a row can be long, so that sweeps go over them: token, part.
-bool isEntryAxis(llvm::StringRef name);
 /// The axis a sweep that makes this tensor goes over, or null for a small value.
 kvp::AxisAttr entryAxis(kvp::NamedTensorType type);
 
@@ -35,7 +33,7 @@ struct Step {
 
 /// A value that is held in a buffer (or a selection), and how it gets there.
 struct Root {
-  enum Kind { Store, Accumulate, Contract, Pack, Fold, Statistics, Order, Select } kind;
+  enum Kind { Store, Accumulate, Contract, Form, Pack, Fold, Statistics, Order, Select } kind;
   mlir::Value value;                    // the kvp value; null for pack
   mlir::Operation *selection = nullptr; // topk or mask
   Step key;
@@ -49,8 +47,10 @@ struct Root {
   bool ownOfHeads = false; // no axis `head`, and yet each head has its own
   bool inPlace = false;    // shares the buffer of the contraction it masks
   std::string last;        // innermost axis: rows of whole-row operations; empty: any
-  // Contract and fold: the operands, the factor of the sum.
+  // Contract, form and fold: the operands, the factor of the sum. Pack: what is packed, and for
+  // which form.
   mlir::Value stream, rows, scale;
+  kvp::FormOp form;
   // Fold: the contraction that a block takes the place of; the axis of its rows, of pack too.
   mlir::Value contraction;
   std::string along;
@@ -61,7 +61,9 @@ struct Root {
   /// Entries of a tile.
   int64_t tile() const;
   /// Whether an entry's value is there as soon as its tile is done.
-  bool makesEntries() const { return kind == Store || kind == Contract || kind == Fold; }
+  bool makesEntries() const {
+    return kind == Store || kind == Contract || kind == Form || kind == Fold;
+  }
 };
 
 class Program {
@@ -93,6 +95,7 @@ private:
   Step keyOf(mlir::Value v);
   mlir::LogicalResult holdOp(mlir::Operation &op);
   bool holdContraction(kvp::DotOp op);
+  void holdForm(kvp::FormOp op);
   bool holdFold(kvp::ReduceOp op);
   unsigned holdRows(mlir::Value rows, llvm::StringRef along = "");
 

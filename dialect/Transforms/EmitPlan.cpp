@@ -14,10 +14,10 @@ static NamedTensorType memoryOrder(NamedTensorType type, const Root &root) {
     head.push_back(AxisAttr::get(type.getContext(), "head", AxisAttr::kDynamic, 0));
   for (AxisAttr axis : type.getAxes()) {
     StringRef base = axis.getName().rtrim('\'');
-    (base == "head"      ? head
-     : isEntryAxis(base) ? entries
-     : base == "slot"    ? slots
-                         : rest)
+    (base == "head"           ? head
+     : kvp::isEntryAxis(axis) ? entries
+     : base == "slot"         ? slots
+                              : rest)
         .push_back(axis);
   }
   SmallVector<AxisAttr> axes(head);
@@ -37,7 +37,7 @@ static NamedTensorType tensorOf(Value v) { return cast<NamedTensorType>(v.getTyp
 static bool isWide(NamedTensorType type) {
   bool entries = false, inside = false;
   for (AxisAttr axis : type.getAxes()) {
-    bool entry = isEntryAxis(axis.getName());
+    bool entry = kvp::isEntryAxis(axis);
     entries |= entry;
     inside |= !entry && axis.getName() != "head" && axis.getName() != "slot";
   }
@@ -183,6 +183,18 @@ std::tuple<kvplan::Combine, Value, Value> Program::emitCombine(ImplicitLocOpBuil
   }
 }
 
+/// The contraction of a root that stands for it and a factor of the host.
+static Value productOf(Value scaled) {
+  Operation *op = scaled.getDefiningOp();
+  return op->getOperand(isa<NamedTensorType>(op->getOperand(0).getType()) ? 0 : 1);
+}
+
+/// What kvp-algebra says of a contraction stays with it.
+static void tellMoved(Value contraction, Operation *made) {
+  if (Attribute moved = contraction.getDefiningOp()->getAttr("kvp.moved"))
+    made->setAttr("kvp.moved", moved);
+}
+
 void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
   if (root.value)
     b.setLoc(root.value.getLoc());
@@ -209,16 +221,27 @@ void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
     break;
   }
   case Root::Pack:
+    if (root.form) {
+      kvplan::PackFormOp::create(b, evaluate(b, root.rows, here, root), root.form.getRow(),
+                                 root.form.getColumn(), root.buffer);
+      break;
+    }
     kvplan::PackOp::create(b, evaluate(b, root.rows, here, root), root.buffer,
                            root.along.empty() ? StringAttr() : b.getStringAttr(root.along));
     break;
   case Root::Contract: {
     Value scale = root.scale ? top.lookup(root.scale)
                              : arith::ConstantOp::create(b, b.getF64FloatAttr(1)).getResult();
-    kvplan::ContractOp::create(b, evaluate(b, root.stream, here, root),
-                               roots[root.after.front()].buffer, scale, root.buffer);
+    auto contract =
+        kvplan::ContractOp::create(b, evaluate(b, root.stream, here, root),
+                                   roots[root.after.front()].buffer, scale, root.buffer);
+    tellMoved(root.scale ? productOf(root.value) : root.value, contract);
     break;
   }
+  case Root::Form:
+    tellMoved(root.value, kvplan::FormOp::create(b, evaluate(b, root.stream, here, root),
+                                                 roots[root.after.front()].buffer, root.buffer));
+    break;
   case Root::Statistics: {
     Value x = root.value.getDefiningOp()->getOperand(0);
     kvplan::StatisticsOp::create(b, roots[rootOf[x]].buffer, root.buffer, root.second,
@@ -378,7 +401,8 @@ LogicalResult Program::emit() {
       continue;
     auto users = buffer.getResult().getUsers();
     auto in = [](Operation *user) { return user->getParentOfType<kvplan::TasksOp>(); };
-    bool packed = llvm::any_of(users, [](Operation *user) { return isa<kvplan::PackOp>(user); });
+    bool packed = llvm::any_of(
+        users, [](Operation *user) { return isa<kvplan::PackOp, kvplan::PackFormOp>(user); });
     auto first = users.empty() ? kvplan::TasksOp() : in(*users.begin());
     if (first && buffer.getScope() != kvplan::Scope::Tile &&
         (packed || isWide(buffer.getType().getTensor())) &&

@@ -9,15 +9,10 @@ using namespace kvpc::cut;
 using kvp::AxisAttr;
 using kvp::NamedTensorType;
 
-bool kvpc::cut::isEntryAxis(StringRef name) {
-  StringRef base = name.rtrim('\'');
-  return base == "token" || base == "part";
-}
-
 AxisAttr kvpc::cut::entryAxis(NamedTensorType type) {
   AxisAttr found;
   for (AxisAttr axis : type.getAxes())
-    if (isEntryAxis(axis.getName()) && (!found || axis.getName() == "part"))
+    if (kvp::isEntryAxis(axis) && (!found || axis.getName() == "part"))
       found = axis;
   return found;
 }
@@ -37,6 +32,8 @@ SmallVector<Value> Root::operands() const {
   switch (kind) {
   case Contract:
     return {stream, rows, scale};
+  case Form:
+    return {stream, rows};
   case Fold: // the contraction is made of what it is computed from
     break;
   case Pack:
@@ -59,7 +56,8 @@ bool Program::expensive(Value v) {
   Operation *op = v.getDefiningOp();
   bool result = false;
   if (op) {
-    result = isa<kvp::ReduceOp, kvp::DotOp, kvp::AvgPoolOp, kvp::MaxPoolOp, kvp::UniformOp>(op) ||
+    result = isa<kvp::ReduceOp, kvp::DotOp, kvp::AvgPoolOp, kvp::MaxPoolOp, kvp::UniformOp,
+                 kvp::RotaryOp>(op) ||
              llvm::any_of(op->getOperands(), [&](Value o) { return expensive(o); });
     // A few heads of a held value are cheap to add again.
     if (auto reduce = dyn_cast<kvp::ReduceOp>(op); reduce && entryAxis(tensorOf(v)) == AxisAttr())
@@ -68,9 +66,9 @@ bool Program::expensive(Value v) {
   return dear[v] = result;
 }
 
-/// Whether an operation reads its operand at other entries than its own.
+/// Whether an operation reads its operand at other entries, or channels, than its own.
 static bool readsNeighbours(Operation *op, Value operand) {
-  if (isa<kvp::AvgPoolOp, kvp::MaxPoolOp, kvp::ShiftOp>(op))
+  if (isa<kvp::AvgPoolOp, kvp::MaxPoolOp, kvp::ShiftOp, kvp::PairOp>(op))
     return operand == op->getOperand(0);
   if (auto at = dyn_cast<kvp::AtOp>(op))
     return operand == at.getInput();
@@ -89,7 +87,9 @@ static StringRef wholeRow(Operation *op) {
   if (auto sort = dyn_cast<kvp::SortOp>(op))
     return sort.getAxis();
   if (auto cumsum = dyn_cast<kvp::CumsumOp>(op))
-    return isEntryAxis(cumsum.getAxis()) ? cumsum.getAxis() : "";
+    return kvp::isEntryAxis(cumsum.getInput().getType().getAxis(cumsum.getAxis()))
+               ? cumsum.getAxis()
+               : "";
   return "";
 }
 
@@ -154,7 +154,7 @@ bool Program::mustHold(Value v) {
 
 /// Whether heads chose the entries of this axis for themselves, perhaps in different numbers.
 bool Program::isApart(AxisAttr axis) const {
-  return isEntryAxis(axis.getName()) && apart.lookup(axis.getState());
+  return kvp::isEntryAxis(axis) && apart.lookup(axis.getState());
 }
 
 /// Whether a value without axis `head` is another for each head: one over survivors that heads
@@ -278,6 +278,18 @@ bool Program::holdContraction(kvp::DotOp op) {
   return true;
 }
 
+/// A quadratic form, by the microkernel: its matrix is held, and packed.
+void Program::holdForm(kvp::FormOp op) {
+  Root form{Root::Form};
+  form.after = {holdRows(op.getMatrix())};
+  roots[form.after.front()].form = op;
+  form.value = op.getResult();
+  form.stream = op.getInput();
+  form.rows = op.getMatrix();
+  form.key = keyOf(form.value);
+  add(form);
+}
+
 /// What is reduced over the unbounded axis of one contraction, entry by entry: made block by block.
 bool Program::holdFold(kvp::ReduceOp op) {
   auto over = kvp::axisNames(op.getOver());
@@ -371,7 +383,8 @@ LogicalResult Program::holdOp(Operation &op) {
         if (axis == "head")
           root.key.space = kvplan::Space::Batch;
       }
-    if (auto sort = dyn_cast<kvp::SortOp>(op); sort && !isEntryAxis(sort.getAxis()))
+    if (auto sort = dyn_cast<kvp::SortOp>(op);
+        sort && !kvp::isEntryAxis(sort.getInput().getType().getAxis(sort.getAxis())))
       return op.emitError("`sort` along `")
              << sort.getAxis() << "` is not compiled yet [kv-not-implemented]";
     if (!tensorOf(op.getOperand(0)).getElementType().isF32())
@@ -412,7 +425,9 @@ LogicalResult Program::holdOp(Operation &op) {
     if (holdFold(reduce))
       return success();
     auto over = kvp::axisNames(reduce.getOver());
-    if (llvm::any_of(over, isEntryAxis)) {
+    if (llvm::any_of(over, [&](StringRef axis) {
+          return kvp::isEntryAxis(tensorOf(reduce.getInput()).getAxis(axis));
+        })) {
       root.kind = Root::Accumulate;
       root.key = keyOf(reduce.getInput());
       root.key.over = tensorOf(reduce.getInput()).getAxis(over.front());
@@ -424,6 +439,10 @@ LogicalResult Program::holdOp(Operation &op) {
   if (auto dot = dyn_cast<kvp::DotOp>(op)) {
     if (holdContraction(dot))
       return success();
+  }
+  if (auto form = dyn_cast<kvp::FormOp>(op)) {
+    holdForm(form);
+    return success();
   }
   if (!mustHold(v))
     return success();

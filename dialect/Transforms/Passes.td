@@ -10,6 +10,8 @@ def KvpPrimitives : Pass<"kvp-primitives", "::kvpc::kvp::PressOp"> {
     Afterwards `mean` (but over short axes), `std`, `var`, `norm`, `argmax` and `normalize` are gone,
     `softmax`, `rank` and `cumsum` are left along `token` and `part` only, softmax has no `where`
     (masked entries are -inf), and no reduction removes short axes, entries and heads at once.
+    `rotate` and unrotated keys have become products with rotary tables: each channel by a cosine, its
+    partner by a sine; the mean of turns is one with averaged tables.
 
     ```mlir
     %0 = kvp.reduce norm %k over ["channel"] : ...
@@ -17,6 +19,26 @@ def KvpPrimitives : Pass<"kvp-primitives", "::kvpc::kvp::PressOp"> {
     ```
   }];
   let dependentDialects = ["::mlir::arith::ArithDialect"];
+}
+
+def KvpAlgebra : Pass<"kvp-algebra", "::kvpc::kvp::PressOp"> {
+  let summary = "contractions of keys as they lie in memory: linear maps move to the small side";
+  let description = [{
+    Expects the form that `kvp-primitives` leaves. A sum over channels of a product of something over
+    entries and something small is a `dot`. In a `dot` of what a linear map makes of keys or values
+    (scaled channels, partners of channels, their sums) with something without entries, the map is
+    applied to the latter instead, transposed: once, not for each entry. And a `dot` with a matrix
+    from both sides is a quadratic `form`, which half of the matrix is enough for. Results may differ
+    in their last bits; `-O0` leaves all of it out.
+
+    ```mlir
+    %w = kvp.map mul(%k, %c) : ...
+    %0 = kvp.dot %w, %q over "channel" : ...
+    // becomes
+    %m = kvp.map mul(%q, %c) : ...
+    %0 = kvp.dot %k, %m over "channel" : ...
+    ```
+  }];
 }
 
 def KvplanCut : Pass<"kvplan-cut", "::mlir::ModuleOp"> {

@@ -9,6 +9,10 @@ using namespace mlir;
 void kvpc::buildPlanPipeline(OpPassManager &pm, const PlanOptions &options) {
   pm.addPass(createCanonicalizerPass());
   pm.nest<kvp::PressOp>().addPass(createKvpPrimitives());
+  if (options.optimization > 0) {
+    pm.addPass(createCSEPass()); // what is the same value is one
+    pm.nest<kvp::PressOp>().addPass(createKvpAlgebra());
+  }
   pm.addPass(createCanonicalizerPass());
   pm.addPass(createCSEPass());
   KvplanCutOptions cut;

@@ -17,12 +17,6 @@ using kvp::Fn;
 using kvp::NamedTensorType;
 using kvp::Reduction;
 
-/// Axes along which a row can be long: sweeps go over them.
-static bool isEntryAxis(StringRef name) {
-  StringRef base = name.rtrim('\'');
-  return base == "token" || base == "part";
-}
-
 namespace {
 
 struct Decompose {
@@ -36,6 +30,7 @@ struct Decompose {
   Value reduce(Reduction kind, Value x, ArrayRef<StringRef> over, Value where = {}) {
     return kvp::ReduceOp::create(b, kind, x, b.getStrArrayAttr(over), where);
   }
+  bool isEntryAxis(Value x, StringRef name) { return kvp::isEntryAxis(typeOf(x).getAxis(name)); }
   Value isNaN(Value x) { return map(Fn::Ne, {x, x}); }
 
   /// How many entries a reduction takes, as a number or tensor of integers.
@@ -46,6 +41,20 @@ struct Decompose {
       for (StringRef axis : over)
         n = map(Fn::Mul, {n, kvp::ExtentOp::create(b, x, axis)});
       return n;
+    }
+    bool heads = llvm::is_contained(over, "head"); // which may hold different numbers
+    if (!ragged && !heads) {
+      // Where the condition holds, times the extents that it does not tell.
+      SmallVector<StringRef> own;
+      Value n = integer(1);
+      for (StringRef axis : over)
+        if (typeOf(where).hasAxis(axis))
+          own.push_back(axis);
+        else
+          n = map(Fn::Mul, {n, kvp::ExtentOp::create(b, x, axis)});
+      Value held = own.empty() ? map(Fn::Where, {where, integer(1), integer(0)})
+                               : reduce(Reduction::Count, where, own);
+      return own.size() == over.size() ? held : map(Fn::Mul, {held, n});
     }
     // A condition over all axes of x: never x < x.
     Value never = map(Fn::Lt, {x, x});
@@ -146,6 +155,29 @@ struct Decompose {
     return reduce(Reduction::Count, before, {name});
   }
 
+  /// A rotary table along the channels of x, averaged over `mean`.
+  Value table(kvp::Wave wave, bool back, Value by, Value x, ArrayRef<StringRef> mean) {
+    auto [like, axis] = kvplan::originOf(x, "channel");
+    ArrayAttr over = mean.empty() ? ArrayAttr() : b.getStrArrayAttr(mean);
+    Value out =
+        kvp::RotaryOp::create(b, kvp::WaveAttr::get(b.getContext(), wave), by, like,
+                              b.getStringAttr(axis), over, back ? b.getUnitAttr() : UnitAttr());
+    return axis == "channel" ? out : kvp::RenameOp::create(b, out, axis, "channel").getResult();
+  }
+
+  /// Each channel by one table, and its partner by another.
+  Value turn(Value x, Value by, bool back, ArrayRef<StringRef> mean) {
+    Value own = map(Fn::Mul, {x, table(kvp::Wave::Cos, back, by, x, mean)});
+    Value pair = kvp::PairOp::create(b, x, "channel");
+    return map(Fn::Add, {own, map(Fn::Mul, {pair, table(kvp::Wave::Sin, back, by, x, mean)})});
+  }
+
+  Value unrotatedKeys(kvp::InputOp op) {
+    Value keys = kvp::InputOp::create(b, kvp::Input::Keys, op.getCache(), nullptr);
+    Value by = kvp::PositionOp::create(b, op.getCache(), /*original=*/true);
+    return turn(keys, by, /*back=*/true, {});
+  }
+
   Value cumsumShort(Value x, StringRef axis, Value where) {
     std::string name = fresh(x, axis);
     Value y = other(x, axis, name), w = other(where, axis, name);
@@ -193,10 +225,10 @@ struct Decompose {
     for (StringRef axis : over)
       if (axis.rtrim('\'') == "slot" || axis == "feature")
         stages.insert(stages.begin(), SmallVector<StringRef>{axis});
-      else if (axis != "head" && !isEntryAxis(axis))
+      else if (axis != "head" && !isEntryAxis(x, axis))
         stages.back().push_back(axis);
     for (StringRef axis : over)
-      if (isEntryAxis(axis))
+      if (isEntryAxis(x, axis))
         stages.push_back({axis});
     if (llvm::is_contained(over, "head"))
       stages.push_back({"head"});
@@ -215,7 +247,7 @@ struct Decompose {
     Value x = op.getInput(), where = op.getWhere();
     SmallVector<StringRef> over = kvp::axisNames(op.getOver());
     bool wide = llvm::any_of(
-        over, [](StringRef a) { return a == "head" || a == "feature" || isEntryAxis(a); });
+        over, [&](StringRef a) { return a == "head" || a == "feature" || isEntryAxis(x, a); });
     switch (op.getKind()) {
     case Reduction::Norm:
       return map(Fn::Sqrt, squares(x, over, where));
@@ -238,7 +270,7 @@ struct Decompose {
     return TypeSwitch<Operation *, Value>(op)
         .Case([&](kvp::ReduceOp r) { return reduction(r); })
         .Case([&](kvp::DotOp d) -> Value {
-          if (!isEntryAxis(d.getOver()))
+          if (!isEntryAxis(d.getLhs(), d.getOver()))
             return {};
           Value product = map(Fn::Mul, {d.getLhs(), d.getRhs()});
           return reduce(Reduction::Sum, product, {d.getOver()});
@@ -258,7 +290,7 @@ struct Decompose {
         .Case(
             [&](kvp::NormalizeOp n) { return normalize(n.getInput(), n.getAxis(), n.getWhere()); })
         .Case([&](kvp::SoftmaxOp s) -> Value {
-          if (!isEntryAxis(s.getAxis()))
+          if (!isEntryAxis(s.getInput(), s.getAxis()))
             return softmaxShort(asFloat(s.getInput()), s.getAxis(), s.getWhere());
           if (!s.getWhere())
             return {};
@@ -268,13 +300,23 @@ struct Decompose {
         })
         .Case([&](kvp::RankOp r) -> Value {
           auto over = kvp::axisNames(r.getOver());
-          if (over.size() != 1 || isEntryAxis(over.front()))
+          if (over.size() != 1 || isEntryAxis(r.getInput(), over.front()))
             return {};
           return rankShort(r.getInput(), over.front(), r.getProtect(), r.getWhere());
         })
+        .Case([&](kvp::RotateOp r) {
+          SmallVector<StringRef> mean;
+          if (r.getMean())
+            mean = kvp::axisNames(*r.getMean());
+          return turn(r.getInput(), r.getBy(), /*back=*/false, mean);
+        })
+        .Case([&](kvp::InputOp input) {
+          return input.getInput() == kvp::Input::Unrotated_keys ? unrotatedKeys(input) : Value();
+        })
         .Case([&](kvp::CumsumOp c) -> Value {
-          return isEntryAxis(c.getAxis()) ? Value()
-                                          : cumsumShort(c.getInput(), c.getAxis(), c.getWhere());
+          return isEntryAxis(c.getInput(), c.getAxis())
+                     ? Value()
+                     : cumsumShort(c.getInput(), c.getAxis(), c.getWhere());
         })
         .Default([](Operation *) { return Value(); });
   }

@@ -23,6 +23,11 @@ std::string axesOf(kvp::NamedTensorType type) {
 
 std::string listOf(mlir::ArrayAttr names) { return llvm::join(kvp::axisNames(names), ", "); }
 
+/// Where kvp-algebra moved what a program does to keys or values.
+llvm::StringRef movedTo(mlir::Operation *op) {
+  return op->hasAttr("kvp.moved") ? ", to which was moved what is done to the stream" : "";
+}
+
 /// What an operation of the plan or of a pass's body is called.
 std::string describe(mlir::Operation *op) {
   return llvm::TypeSwitch<mlir::Operation *, std::string>(op)
@@ -30,7 +35,7 @@ std::string describe(mlir::Operation *op) {
       .Case([](kvp::ReduceOp o) {
         return (kvp::stringifyReduction(o.getKind()) + " over " + listOf(o.getOver())).str();
       })
-      .Case([](kvp::DotOp o) { return ("dot over " + o.getOver()).str(); })
+      .Case([](kvp::DotOp o) { return ("dot over " + o.getOver() + movedTo(o)).str(); })
       .Case([](kvp::AvgPoolOp o) {
         return llvm::formatv("avg_pool of {0} along {1}", o.getSize(), o.getAxis()).str();
       })
@@ -38,8 +43,18 @@ std::string describe(mlir::Operation *op) {
         return llvm::formatv("max_pool of {0} along {1}", o.getSize(), o.getAxis()).str();
       })
       .Case([](kvplan::ContractOp o) {
-        return "contract with rows " + axesOf(o.getPanels().getType().getTensor());
+        return "contract with rows " + axesOf(o.getPanels().getType().getTensor()) +
+               movedTo(o).str();
       })
+      .Case([](kvplan::FormOp o) {
+        return "quadratic form with matrices " + axesOf(o.getPanels().getType().getTensor()) +
+               movedTo(o).str();
+      })
+      .Case([](kvp::RotaryOp o) {
+        std::string what = o.getMean() ? ", mean over " + listOf(*o.getMean()) : "";
+        return "rotary table (" + kvp::stringifyWave(o.getWave()).str() + ")" + what;
+      })
+      .Case([](kvp::PairOp) { return std::string("partner channels"); })
       .Case([](kvplan::FoldOp o) {
         return "contract with rows " + axesOf(o.getPanels().getType().getTensor()) + ", " +
                kvplan::stringifyCombine(o.getKind()).str() + " over " + o.getOver().str() +
@@ -52,6 +67,8 @@ std::string describe(mlir::Operation *op) {
       .Case([](kvplan::WeightOp) { return std::string("softmax weights"); })
       .Case([](kvplan::RescaleOp) { return std::string("softmax weights from stored exponents"); })
       .Case([](kvplan::PackOp) { return std::string("pack rows"); })
+      .Case(
+          [](kvplan::PackFormOp) { return std::string("pack matrices, one side of the diagonal"); })
       .Case([](kvplan::AccumulateOp o) {
         return (kvplan::stringifyCombine(o.getKind()) + " over the pass").str();
       })
@@ -62,7 +79,7 @@ std::string describe(mlir::Operation *op) {
 std::optional<std::string> primitiveOf(mlir::Operation *op) {
   using Result = std::optional<std::string>;
   return llvm::TypeSwitch<mlir::Operation *, Result>(op)
-      .Case<kvplan::ContractOp, kvplan::PackOp, kvplan::FoldOp>(
+      .Case<kvplan::ContractOp, kvplan::PackOp, kvplan::FoldOp, kvplan::FormOp, kvplan::PackFormOp>(
           [](auto) { return Result("contraction microkernel"); })
       .Case<kvplan::StatisticsOp, kvplan::WeightOp>([](auto) { return Result("softmax"); })
       .Case<kvplan::SelectOp, kvplan::FilterOp>([](auto) { return Result("selection"); })
@@ -70,6 +87,7 @@ std::optional<std::string> primitiveOf(mlir::Operation *op) {
       .Case([](kvplan::CompactOp) { return Result("compaction"); })
       .Case([](kvplan::AccumulateOp) { return Result("tree over segments"); })
       .Case([](kvp::UniformOp) { return Result("random numbers"); })
+      .Case([](kvp::RotaryOp) { return Result("rotary tables"); })
       .Default([](mlir::Operation *) { return Result(); });
 }
 
@@ -143,6 +161,8 @@ private:
   void body(Step &step, mlir::Operation *op, kvplan::Space space,
             llvm::SmallPtrSetImpl<mlir::Value> &written) {
     if (auto input = mlir::dyn_cast<kvp::InputOp>(op)) {
+      if (asksShape(input))
+        return;
       step.reads.push_back({kvp::stringifyInput(input.getInput()).str(), inputBytes(input, space)});
       return;
     }
@@ -169,6 +189,11 @@ private:
     if (auto contract = mlir::dyn_cast<kvplan::ContractOp>(op)) {
       readBuffer(step, contract.getPanels(), space);
       target(contract.getBuffer());
+    } else if (auto form = mlir::dyn_cast<kvplan::FormOp>(op)) {
+      readBuffer(step, form.getPanels(), space);
+      target(form.getBuffer());
+    } else if (auto pack = mlir::dyn_cast<kvplan::PackFormOp>(op)) {
+      target(pack.getBuffer());
     } else if (auto fold = mlir::dyn_cast<kvplan::FoldOp>(op)) {
       readBuffer(step, fold.getPanels(), space);
       target(fold.getBuffer());
@@ -184,6 +209,13 @@ private:
     }
   }
 
+  /// Whether only the extents of an input are asked.
+  static bool asksShape(kvp::InputOp input) {
+    return llvm::all_of(input->getUsers(), [](mlir::Operation *user) {
+      return mlir::isa<kvp::IndexOp, kvp::ExtentOp, kvp::RotaryOp>(user);
+    });
+  }
+
   int64_t flopsOf(mlir::Operation *op, kvplan::Space space) {
     auto entries = [&](mlir::Value value) {
       auto buffer = mlir::dyn_cast<kvplan::BufferType>(value.getType());
@@ -194,6 +226,11 @@ private:
         .Case([&](kvplan::ContractOp o) {
           return 2 * entries(o.getBuffer()) *
                  costs.extent(o.getStream().getType().getAxis("channel"));
+        })
+        // A column takes the channels up to its end: with 16 columns to a vector.
+        .Case([&](kvplan::FormOp o) {
+          int64_t channels = costs.extent(o.getStream().getType().getAxis("channel"));
+          return entries(o.getBuffer()) * channels * (channels + 16 + 2);
         })
         .Case([&](kvplan::FoldOp o) {
           return entries(o.getValue()) +
@@ -334,6 +371,8 @@ private:
                                                 : "a finished reduction";
       if (mlir::isa<kvplan::AccumulateOp>(user))
         why = "a finished reduction";
+      if (auto pack = mlir::dyn_cast<kvplan::PackFormOp>(user); pack && pack.getBuffer() == buffer)
+        why = "matrices of the quadratic form, packed for it";
       if (mlir::isa<kvplan::PackOp>(user))
         why = "rows of the contraction, packed for it";
     }

@@ -98,7 +98,6 @@ Value Evaluator::evaluateUnrotated(const CallExpr &call, const Arguments &args, 
         .note(by->loc, "put `" + by->name + "` last");
     return Poison();
   }
-  notImplemented(call.callee.loc(), shown(call));
   std::optional<int64_t> last;
   if (tensor->input->last)
     last = tensor->type().getAxis("query").getExtent();
@@ -229,8 +228,16 @@ Value Evaluator::evaluateAttention(const CallExpr &call, bool softmax, const Arg
 Value Evaluator::evaluateRotate(const CallExpr &call, const Arguments &args, Env &env) {
   auto x = tensorOperand(*args.values[0], env, "rotate", false);
   Operand by{args.values[1], evaluate(*args.values[1], env)};
-  if (!x || by.value.isPoison())
+  if (!x || by.value.isPoison() || refuseProtected(*x, call))
     return Poison();
+  auto *host = by.value.as<Host>();
+  auto *positions = by.value.as<Tensor>();
+  bool whole = host ? host->element == Element::Int
+                    : positions && positions->element() == Element::Int && !positions->protect &&
+                          !positions->has("channel");
+  if (!whole)
+    return typeError(*args.values[1], "`by` of `rotate`",
+                     "a position or a tensor of them, integers without `channel`", by.value);
   if (!x->has("channel")) {
     error(args.values[0]->loc(), Diag::AxisMissing, "rotate", "channel", shown(*args.values[0]),
           axesText(*x));
@@ -242,9 +249,19 @@ Value Evaluator::evaluateRotate(const CallExpr &call, const Arguments &args, Env
         .note(selection->loc, "put `" + selection->name + "` last");
     return Poison();
   }
-  Value sum = mapValues(Fn::Add, {{args.values[0], *x}, by}, call.callee.loc(), "rotate");
-  notImplemented(call.callee.loc(), "`rotate`");
-  return sum;
+  mlir::Location loc = at(call.callee.loc());
+  Tensor out;
+  if (!namedRight(*x, "channel", args.values[0]->loc(), shown(*args.values[0])) ||
+      !unite({{args.values[0], *x}, by}, call.callee.loc(), out))
+    return Poison();
+  out.value = emitter.create<kvp::RotateOp>(
+      loc, {toFloat(*x, loc).value, host ? get(*host, loc) : positions->value});
+  if (!out.value)
+    return Poison();
+  if (out.has("head"))
+    out.repeated = false;
+  refuseAllQueries(out.type(), call.callee.loc());
+  return out;
 }
 
 Value Evaluator::evaluateMatrix(const CallExpr &call, BuiltinId id, const Arguments &args,

@@ -125,6 +125,21 @@ bool Evaluator::refuseMisaligned(const Tensor &tensor, const CallExpr &call, Nam
 // Reductions
 //===------------------------------------------------------------------------------------------===//
 
+/// The mean of turns over axes that their positions alone have is one turn by averaged tables;
+/// takes those axes from `over`.
+mlir::Value Evaluator::averageTurn(mlir::Value value, llvm::SmallVectorImpl<StringRef> &over,
+                                   mlir::Location loc) {
+  auto turn = value.getDefiningOp<kvp::RotateOp>();
+  if (!turn || turn.getMean())
+    return value;
+  llvm::SmallVector<StringRef> mean = llvm::filter_to_vector(
+      over, [&](StringRef axis) { return !turn.getInput().getType().hasAxis(axis); });
+  if (mean.empty())
+    return value;
+  llvm::erase_if(over, [&](StringRef axis) { return llvm::is_contained(mean, axis); });
+  return emitter.create<kvp::RotateOp>(loc, turn->getOperands(), emitter.strings("mean", mean));
+}
+
 /// What a reduction over heads makes of a score that is the same in each of them.
 Value Evaluator::reduceTensor(Reduction kind, Tensor x, llvm::ArrayRef<StringRef> over,
                               mlir::Value where, mlir::Location loc) {
@@ -141,6 +156,8 @@ Value Evaluator::reduceTensor(Reduction kind, Tensor x, llvm::ArrayRef<StringRef
       x = materialize(x, loc);
     }
   }
+  if (kind == Reduction::Mean && !where)
+    x.value = averageTurn(x.value, real, loc);
   Tensor out = x;
   out.input.reset();
   if (!real.empty())

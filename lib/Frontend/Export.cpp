@@ -376,18 +376,37 @@ static void eraseDead(mlir::Block &block) {
       op.erase();
 }
 
-/// Kernels see the last queries of a pass. A program may say that it wants more, of which it is
-/// told where nothing made that needless.
+/// Queries of which only the number is asked need not be given where the others are.
+static void shareQueries(mlir::Block &block) {
+  auto asked = [](kvp::InputOp op) {
+    return llvm::all_of(op->getUsers(), [](mlir::Operation *user) {
+      return llvm::isa<kvp::IndexOp, kvp::ExtentOp>(user);
+    });
+  };
+  llvm::SmallVector<kvp::InputOp> inputs;
+  for (auto op : block.getOps<kvp::InputOp>())
+    if (op.getInput() == kvp::Input::Queries || op.getInput() == kvp::Input::Unrotated_queries)
+      inputs.push_back(op);
+  for (kvp::InputOp op : inputs)
+    for (kvp::InputOp other : inputs)
+      if (other.getInput() != op.getInput() && other.getLast() == op.getLast() &&
+          other.getCache() == op.getCache() && asked(op) && !asked(other)) {
+        if (op->isBeforeInBlock(other))
+          other->moveBefore(op);
+        op.replaceAllUsesWith(other.getResult());
+        op.erase();
+        return shareQueries(block);
+      }
+}
+
+/// Kernels do not see hidden states yet, which a program is told where nothing made them needless.
 static bool refuseInputs(mlir::Block &block) {
   bool refused = false;
   for (auto op : block.getOps<kvp::InputOp>()) {
-    kvp::Input input = op.getInput();
-    bool queries = input == kvp::Input::Queries && !op.getLast();
-    if (!queries && input != kvp::Input::Hidden)
+    if (op.getInput() != kvp::Input::Hidden)
       continue;
-    std::string what = queries ? "`queries` without `last`" : "`hidden`";
     mlir::emitError(op.getLoc())
-        << llvm::formatv(false, diagnosticFormat(Diag::NotImplemented), what).str() << " ["
+        << llvm::formatv(false, diagnosticFormat(Diag::NotImplemented), "`hidden`").str() << " ["
         << diagnosticCode(Diag::NotImplemented) << "]";
     refused = true;
   }
@@ -429,5 +448,6 @@ bool Export::evaluate(Round &round) {
   }
   kvp::ReturnOp::create(builder, round.op->getLoc(), evaluator.state().cache, score, protect);
   eraseDead(*round.block);
+  shareQueries(*round.block);
   return !refuseInputs(*round.block);
 }

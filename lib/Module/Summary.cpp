@@ -61,6 +61,8 @@ llvm::SetVector<Operation *> demanded(kvp::PressOp press, bool follower) {
 
 /// Name of a host input and how much of it `op` reads. Keys and values are always given.
 std::optional<std::pair<std::string, int64_t>> inputOf(Operation *op) {
+  if (isa<kvp::RotateOp>(op))
+    return std::pair("rope", PressSummary::kAll);
   auto input = dyn_cast<kvp::InputOp>(op);
   if (!input)
     return std::nullopt;

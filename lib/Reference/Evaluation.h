@@ -52,6 +52,7 @@ private:
   llvm::Expected<Value> executeTensor(mlir::Operation *op);
   llvm::Error checkExtents(mlir::Operation *op) const;
   Tensor tensorMap(kvp::MapOp op) const;
+  llvm::Expected<Tensor> turn(mlir::Operation *op) const;
 
   // Inputs.cpp
   llvm::Expected<Tensor> input(kvp::InputOp op);

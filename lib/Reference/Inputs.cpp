@@ -57,22 +57,6 @@ static Tensor gather(const Cache &cache, const Tensor &source, bool allChannels)
   return out;
 }
 
-/// Turns keys [head, token, channel] back by their original positions [head, token].
-static Tensor unrotate(const Tensor &keys, const Tensor &positions, const Rope &rope) {
-  Tensor out = keys;
-  int64_t width = keys.extent("channel"), half = rope.frequencies.size();
-  for (int64_t entry = 0; entry < positions.size(); ++entry)
-    for (int64_t i = 0; i < half; ++i) {
-      int64_t a = entry * width + (rope.interleaved ? 2 * i : i);
-      int64_t b = rope.interleaved ? a + 1 : a + half;
-      double angle = positions.ints[entry] * rope.frequencies[i];
-      double c = std::cos(angle) / rope.scaling, s = std::sin(angle) / rope.scaling;
-      out.floats[a] = static_cast<float>(keys.floats[a] * c + keys.floats[b] * s);
-      out.floats[b] = static_cast<float>(keys.floats[b] * c - keys.floats[a] * s);
-    }
-  return out;
-}
-
 /// The last `n` along `query`.
 static Tensor lastQueries(const Tensor &source, int64_t n) {
   int64_t first = source.extent("query") - n;

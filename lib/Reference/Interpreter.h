@@ -23,6 +23,13 @@ struct Rope {
   std::vector<double> frequencies;
   double scaling = 1;
   bool interleaved = false;
+
+  int64_t width() const { return 2 * static_cast<int64_t>(frequencies.size()); }
+  /// The other channel of a pair; itself, if it does not turn.
+  int64_t partner(int64_t channel) const;
+  /// What a channel (cos) and its partner (sin, with its sign) are multiplied by. `back`: in the
+  /// turn that undoes the model's own.
+  double wave(kvp::Wave wave, int64_t channel, int64_t position, bool back = false) const;
 };
 
 /// What the host gives for one batch row. Tensors have the axes that `kvp.input` says; queries and

@@ -59,6 +59,18 @@ Tensor join(const Tensor &input, const Tensor &like, llvm::StringRef axis, const
             double fill);
 Tensor at(const Tensor &input, llvm::StringRef axis, const Tensor &index);
 
+// Rotary.cpp
+struct Rope;
+/// `by`: positions; `mean`: those of its axes over which the turned values are averaged.
+Tensor rotate(const Tensor &input, const Tensor &by, llvm::ArrayRef<llvm::StringRef> mean,
+              const Rope &rope);
+/// The table over the axes of `by` but those of `mean`, and the given one, of channels.
+Tensor rotary(kvp::Wave wave, const Tensor &by, llvm::ArrayRef<llvm::StringRef> mean,
+              const Axis &channel, bool back, const Rope &rope);
+Tensor pair(const Tensor &input, llvm::StringRef axis, const Rope &rope);
+/// Keys [head, token, channel] as they were before the model turned them to `positions`.
+Tensor unrotate(const Tensor &keys, const Tensor &positions, const Rope &rope);
+
 // Random.cpp
 /// `axes` name head, token and new axes; `positions` are original ones per head and token.
 Tensor uniform(int64_t seed, int64_t layer, Axes axes, const Tensor &positions);

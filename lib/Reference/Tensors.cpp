@@ -89,6 +89,13 @@ llvm::Expected<Value> Evaluation::executeTensor(mlir::Operation *op) {
           .Case([&](kvp::DotOp o) -> Result {
             return dot(tensor(o.getLhs()), tensor(o.getRhs()), o.getOver());
           })
+          .Case([&](kvp::FormOp o) -> Result {
+            Tensor row = rename(tensor(o.getInput()), o.getAxis(), o.getRow());
+            Tensor column = rename(tensor(o.getInput()), o.getAxis(), o.getColumn());
+            return dot(dot(row, tensor(o.getMatrix()), o.getRow()), column, o.getColumn());
+          })
+          .Case<kvp::RotateOp, kvp::RotaryOp, kvp::PairOp>(
+              [&](auto o) -> Result { return turn(o.getOperation()); })
           .Case([&](kvp::SoftmaxOp o) -> Result {
             return softmax(tensor(o.getInput()), o.getAxis(), optional(o.getWhere()));
           })
@@ -136,6 +143,29 @@ llvm::Expected<Value> Evaluation::executeTensor(mlir::Operation *op) {
   if (!result)
     return result.takeError();
   return std::make_shared<const Tensor>(std::move(*result));
+}
+
+static llvm::SmallVector<llvm::StringRef> namesOf(std::optional<mlir::ArrayAttr> names) {
+  return names ? kvp::axisNames(*names) : llvm::SmallVector<llvm::StringRef>();
+}
+
+/// What the model's rotary embedding says.
+llvm::Expected<Tensor> Evaluation::turn(mlir::Operation *op) const {
+  if (!row.rope)
+    return failed("the press needs `rope`: give the inverse frequencies of the model");
+  const Rope &rope = *row.rope;
+  if (auto pairs = mlir::dyn_cast<kvp::PairOp>(op))
+    return pair(tensor(pairs.getInput()), pairs.getAxis(), rope);
+  if (auto table = mlir::dyn_cast<kvp::RotaryOp>(op))
+    return rotary(table.getWave(), asTensor(table.getBy()), namesOf(table.getMean()),
+                  *tensor(table.getLike()).find(table.getAxis()), table.getBack(), rope);
+  auto turned = mlir::cast<kvp::RotateOp>(op);
+  const Tensor &x = tensor(turned.getInput());
+  if (rope.width() > x.extent("channel"))
+    return failed("`rope` turns %lld channels, what is turned has %lld",
+                  static_cast<long long>(rope.width()),
+                  static_cast<long long>(x.extent("channel")));
+  return rotate(x, asTensor(turned.getBy()), namesOf(turned.getMean()), rope);
 }
 
 Tensor Evaluation::tensorMap(kvp::MapOp op) const {

@@ -97,3 +97,60 @@ kvplan.pipeline @none {
 ^bb0(%c: !kvp.cache<0>):
   %b = kvplan.buffer "b0" call : !kvplan.buffer<[head, token], f32>
 }
+
+// -----
+// C1 of kvp.rotate
+kvp.press @turned_by_channel kind "press" parameters [] {
+^bb0(%c: !kvp.cache<0>):
+  %k = kvp.input keys of %c : <0> -> <[head, token, channel], f32>
+  %i = kvp.index "channel" of %k : <[head, token, channel], f32> -> <[channel], i64>
+  // expected-error@+2 {{positions have `channel`}}
+  // expected-error@+1 {{failed to infer returned types}}
+  %0 = kvp.rotate %k by %i : <[head, token, channel], f32>, !kvp.tensor<[channel], i64> -> <[head, token, channel], f32>
+  kvp.return %c : !kvp.cache<0>
+}
+
+// -----
+// C1 of kvp.rotate: nothing to turn
+kvp.press @no_channels kind "press" parameters [] {
+^bb0(%c: !kvp.cache<0>, %n: i64, %w: !kvp.tensor<[head], f32>):
+  // expected-error@+2 {{unknown axis `channel`}}
+  // expected-error@+1 {{failed to infer returned types}}
+  %0 = kvp.rotate %w by %n : <[head], f32>, i64 -> <[head], f32>
+  kvp.return %c : !kvp.cache<0>
+}
+
+// -----
+// C2 of kvp.rotate
+kvp.press @averaged_tokens kind "press" parameters [] {
+^bb0(%c: !kvp.cache<0>):
+  %k = kvp.input keys of %c : <0> -> <[head, token, channel], f32>
+  %p = kvp.position %c : <0> -> <[token], i64>
+  // expected-error@+2 {{takes the mean over `token`, which must be of the positions alone (C2)}}
+  // expected-error@+1 {{failed to infer returned types}}
+  %0 = kvp.rotate %k by %p mean ["token"] : <[head, token, channel], f32>, !kvp.tensor<[token], i64> -> <[head, channel], f32>
+  kvp.return %c : !kvp.cache<0>
+}
+
+// -----
+// C2 of kvp.rotary
+kvp.press @averaged_channels kind "press" parameters [] {
+^bb0(%c: !kvp.cache<0>):
+  %k = kvp.input keys of %c : <0> -> <[head, token, channel], f32>
+  %p = kvp.position %c : <0> -> <[token], i64>
+  // expected-error@+2 {{takes the mean over `channel`, which the positions have not (C2)}}
+  // expected-error@+1 {{failed to infer returned types}}
+  %0 = kvp.rotary cos of %p mean ["channel"] along "channel" of %k : !kvp.tensor<[token], i64>, <[head, token, channel], f32> -> <[token], f32>
+  kvp.return %c : !kvp.cache<0>
+}
+
+// -----
+// C1 of kvp.form
+kvp.press @form_of_one_axis kind "press" parameters [] {
+^bb0(%c: !kvp.cache<0>, %m: !kvp.tensor<[head, channel, "channel'"], f32>):
+  %k = kvp.input keys of %c : <0> -> <[head, token, channel], f32>
+  // expected-error@+2 {{cannot name rows `channel` and columns `channel` (C1)}}
+  // expected-error@+1 {{failed to infer returned types}}
+  %0 = kvp.form %k along "channel", %m along "channel", "channel" : <[head, token, channel], f32>, <[head, channel, "channel'"], f32> -> <[head, token], f32>
+  kvp.return %c : !kvp.cache<0>
+}

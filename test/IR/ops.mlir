@@ -50,3 +50,24 @@ kvp.press @together kind "press" parameters [] {
   %c2 = kvp.topk %c1 by %s1 keep %h as !kvp.tensor<[head], i64> joint : !kvp.cache<1>, !kvp.tensor<[head, token/1], f32> -> !kvp.cache<2>
   kvp.return %c2 : !kvp.cache<2>
 }
+
+// Turns by the model's rotary embedding, what they are made of, and quadratic forms.
+// CHECK-LABEL: kvp.press @turned
+// CHECK: kvp.rotate %{{.*}} by %{{.*}} mean ["ahead"] : <[head, token, channel], f32>, !kvp.tensor<[ahead:4], i64> -> <[head, token, channel], f32>
+// CHECK: kvp.rotate %{{.*}} by %{{.*}} : <[head, token, channel], f32>, !kvp.tensor<[ahead:4], i64> -> <[head, token, channel, ahead:4], f32>
+// CHECK: kvp.rotary cos back of %{{.*}} along "channel" of %{{.*}} : i64, <[head, token, channel], f32> -> <[channel], f32>
+// CHECK: kvp.rotary sin of %{{.*}} mean ["ahead"] along "channel" of %{{.*}} : !kvp.tensor<[ahead:4], i64>, <[head, token, channel], f32> -> <[channel], f32>
+// CHECK: kvp.pair %{{.*}} along "channel" : <[head, token, channel], f32> -> <[head, token, channel], f32>
+// CHECK: kvp.form %{{.*}} along "channel", %{{.*}} along "channel", "channel'" : <[head, token, channel], f32>, <[head, channel, "channel'"], f32> -> <[head, token], f32>
+kvp.press @turned kind "press" parameters [] {
+^bb0(%c: !kvp.cache<0>, %n: i64, %m: !kvp.tensor<[head, channel, "channel'"], f32>):
+  %k = kvp.input keys of %c : <0> -> <[head, token, channel], f32>
+  %i = kvp.iota "ahead" : 4 -> <[ahead:4], i64>
+  %0 = kvp.rotate %k by %i mean ["ahead"] : <[head, token, channel], f32>, !kvp.tensor<[ahead:4], i64> -> <[head, token, channel], f32>
+  %1 = kvp.rotate %k by %i : <[head, token, channel], f32>, !kvp.tensor<[ahead:4], i64> -> <[head, token, channel, ahead:4], f32>
+  %2 = kvp.rotary cos back of %n along "channel" of %k : i64, <[head, token, channel], f32> -> <[channel], f32>
+  %3 = kvp.rotary sin of %i mean ["ahead"] along "channel" of %k : !kvp.tensor<[ahead:4], i64>, <[head, token, channel], f32> -> <[channel], f32>
+  %4 = kvp.pair %k along "channel" : <[head, token, channel], f32> -> <[head, token, channel], f32>
+  %5 = kvp.form %k along "channel", %m along "channel", "channel'" : <[head, token, channel], f32>, <[head, channel, "channel'"], f32> -> <[head, token], f32>
+  kvp.return %c : !kvp.cache<0>
+}

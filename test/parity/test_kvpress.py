@@ -77,6 +77,7 @@ def layers():
             values=past.layers[layer].values,
             layers=model.config.num_hidden_layers,
             layer=layer,
+            model=model,
         )
     return made
 
@@ -433,3 +434,58 @@ def test_duo_attention(layers, ratio):
         left = heads_of(out, TOKENS)
         assert torch.equal(left, unmasked(peer, at))
         assert (left.sum(2) == torch.where(peer.streaming_mask[layer], 130, TOKENS)).all()
+
+
+def with_rotary(layers, layer):
+    """What expected attention is given beside keys and values: how the model turns, and queries
+    before it turned them."""
+    at = layers[layer]
+    with torch.no_grad():
+        plain = at.module.q_proj(at.hidden).unflatten(-1, (-1, at.module.head_dim)).transpose(1, 2)
+    at.module.rotary_emb = layers[LAYERS[0]].model.model.rotary_emb
+    source = at.module.rotary_emb
+    rope = kvpc.Rope(source.inv_freq, float(source.attention_scaling))
+    return at, {"unrotated_queries": plain, "rope": rope, "layer": at.layer, "layers": at.layers}
+
+
+def check_expected(press, peer, at, given):
+    with torch.no_grad():
+        scores = peer.score(*their_values(at))
+        kept, _ = peer.compress(*their_arguments(at)[:3], at.values.clone(), *their_values(at)[4:])
+    scores, protected = scores.clone(), torch.arange(TOKENS) < peer.n_sink
+    wanted = scores.topk(kept.shape[2]).indices
+    given = {k: x for k, x in given.items() if k in (*press.inputs, "rope", "layer", "layers")}
+    mine, mark = press.scores(at.keys, at.values, **given)
+    assert torch.equal(mark, protected.expand_as(mark))
+    size = scores.masked_fill(protected, 0).abs().amax(-1, keepdim=True)
+    error = (mine - scores).abs().masked_fill(protected, 0)
+    assert (error <= BOUND * size).all(), (error / size).max()
+    out = press.compress(at.keys, at.values, **given)
+    compare_sets(out.tokens, wanted, scores.masked_fill(protected, torch.inf), BOUND * size)
+
+
+@pytest.mark.parametrize("covariance, vnorm, eps", [(1, 1, 0.0), (0, 1, 0.01), (1, 0, 0.02)])
+@pytest.mark.parametrize("ratio", [0.3, 0.75])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_expected_attention(layers, layer, ratio, covariance, vnorm, eps):
+    at, given = with_rotary(layers, layer)
+    options = {"covariance": bool(covariance), "vnorm": bool(vnorm)}
+    press = kvpc.compile("expected_attention", defines=options, press="expected_attention", **QUICK)
+    peer = kvpress.ExpectedAttentionPress(
+        ratio, use_covariance=covariance, use_vnorm=vnorm, epsilon=eps
+    )
+    check_expected(press.press(drop=ratio, eps=eps), peer, at, given)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_expected_attention_stats(layers, layer):
+    """With statistics of other queries; kvpress has them by query head."""
+    at, given = with_rotary(layers, layer)
+    make = torch.Generator().manual_seed(0)
+    mu = torch.randn(at.layers, 9, 64, generator=make)
+    root = torch.randn(at.layers, 9, 64, 64, generator=make) / 8
+    peer = kvpress.ExpectedAttentionStatsPress(0.5, n_future_positions=128)
+    peer.mu, peer.cov = mu, root @ root.mT
+    press = kvpc.compile("expected_attention_stats", defines={"ahead": 128}, **QUICK)
+    press = press.press(drop=0.5, mu=mu.unflatten(1, (3, 3)), cov=peer.cov.unflatten(1, (3, 3)))
+    check_expected(press, peer, at, given)

@@ -38,6 +38,9 @@ class Case:
     features  of the output projection that it asks for
     element   what a score selects: token, part or channel
     competing heads share a budget: a near tie in one may show in the counts of others
+    rope      whether it turns by the model's rotary embedding
+    unrotated whether it asks for all queries before their rotation
+    many      tokens of the longest test
     """
 
     bound: float
@@ -51,10 +54,23 @@ class Case:
     call: dict = field(default_factory=dict)
     stages: int = 1
     competing: bool = False
+    rope: bool = False
+    unrotated: bool = False
+    many: int = 4096
 
 
 def _filter(channels):
     return torch.randn(3, 2, channels, generator=torch.Generator().manual_seed(5))
+
+
+def _mean(channels):
+    return torch.randn(3, 2, 2, channels, generator=torch.Generator().manual_seed(6))
+
+
+def _covariance(channels):
+    make = torch.Generator().manual_seed(8)
+    root = torch.randn(3, 2, 2, channels, channels, generator=make)
+    return root @ root.mT / channels**2
 
 
 HALF = {"drop": 0.5}
@@ -76,6 +92,24 @@ CASES = {
     "criticalkv": Case(1e-5, window=64, features=200, arguments=HALF),
     "critical_snapkv": Case(1e-5, window=64, features=129, arguments=HALF),
     "critical_adakv": Case(1e-5, window=64, features=64, arguments=HALF, competing=True),
+    # Exponents of up to 20, of sums over all pairs of channels.
+    "expected_attention_stats": Case(
+        1e-5,
+        window=0,
+        defines={"ahead": 20},
+        arguments=HALF | {"mu": _mean, "cov": _covariance, "eps": 0.01},
+        call=LAYER,
+        rope=True,
+        many=1200,  # the reference holds a token's channels times channels
+    ),
+    "expected_attention": Case(
+        1e-5,
+        defines={"ahead": 20},
+        arguments=HALF | {"sink": 5},
+        rope=True,
+        unrotated=True,
+        many=1200,
+    ),
     "composed": Case(
         1e-6,
         window=16,
@@ -119,7 +153,12 @@ def pressed(tmp_path_factory):
 
 
 def call_of(case, rows, padding="right"):
-    call = batch(rows, padding, case.window) | case.call | new_state(case)
+    call = batch(rows, padding, None if case.unrotated else case.window) | case.call | new_state(case)
+    if case.unrotated:
+        call["unrotated_queries"] = call.pop("queries")
+    if case.rope:
+        channels = call["keys"].shape[3]
+        call["rope"] = kvpc.Rope(100.0 ** (-torch.arange(0, 3 * channels // 4, 2) / channels), 1.2)
     if case.features:
         values = call["values"]
         make = torch.Generator().manual_seed(17)
@@ -261,7 +300,7 @@ def test_tokens(pressed, name, dtype):
 @pytest.mark.parametrize("name", CASES)
 def test_many_tokens(pressed, name, dtype):
     press, case = pressed(name, 64), CASES[name]
-    rows = [row(4096, seed=11, dtype=dtype, channels=64)]
+    rows = [row(case.many, seed=11, dtype=dtype, channels=64)]
     [ours], scores = check(press, case, rows)
     call = call_of(case, rows)
     threads = torch.get_num_threads()

@@ -12,66 +12,12 @@
 // the machine expects by itself, and waiting took as long as 60 rows' products.
 //
 //===----------------------------------------------------------------------===//
-#include "Panel.h"
+#include "KeyElements.h"
 #include "Primitives.h"
 
 using namespace kvpc::prim;
 
 namespace {
-
-struct F32Keys {
-  typedef float Element;
-  static KVPC_ALWAYS_INLINE Lanes get(const float *key) { return load<Lanes>(key); }
-  static KVPC_ALWAYS_INLINE Lanes getFirst(const float *key, int64_t count) {
-    return loadFirst<Lanes>(key, count, 0.0f);
-  }
-  static constexpr int kChannels = 1; // that a step takes
-  static KVPC_ALWAYS_INLINE Lanes add(Lanes sums, const float *panel, const float *key, int64_t c) {
-    return __builtin_elementwise_fma(load<Lanes>(panel + c * kPanelRows), Lanes(key[c]), sums);
-  }
-};
-
-struct PairKeys {
-  typedef uint16_t Element;
-  static constexpr int kChannels = 2;
-  static KVPC_ALWAYS_INLINE Lanes add(Lanes sums, const float *panel, const uint16_t *key,
-                                      int64_t c) {
-    return dotPairs(sums, load<Words>(panel + c / 2 * kPanelRows), Words(load<uint32_t>(key + c)));
-  }
-};
-
-struct Bf16 {
-  static KVPC_ALWAYS_INLINE float widen(uint16_t x) { return fromBf16(x); }
-  static KVPC_ALWAYS_INLINE Lanes widen(Halves x) {
-    return __builtin_bit_cast(Lanes, __builtin_convertvector(x, Words) << 16);
-  }
-};
-
-struct F16 {
-  static KVPC_ALWAYS_INLINE float widen(uint16_t x) { return fromF16(x); }
-  static KVPC_ALWAYS_INLINE Lanes widen(Halves x) {
-    typedef _Float16 Numbers __attribute__((ext_vector_type(kLanes)));
-    return __builtin_convertvector(__builtin_bit_cast(Numbers, x), Lanes);
-  }
-};
-
-/// Widens as it goes: for keys too long for a block, and few rows.
-template <typename Half>
-struct HalfKeys {
-  typedef uint16_t Element;
-  static KVPC_ALWAYS_INLINE Lanes get(const uint16_t *key) {
-    return Half::widen(load<Halves>(key));
-  }
-  static KVPC_ALWAYS_INLINE Lanes getFirst(const uint16_t *key, int64_t count) {
-    return Half::widen(loadFirst<Halves>(key, count, uint16_t(0)));
-  }
-  static constexpr int kChannels = 1;
-  static KVPC_ALWAYS_INLINE Lanes add(Lanes sums, const float *panel, const uint16_t *key,
-                                      int64_t c) {
-    return __builtin_elementwise_fma(load<Lanes>(panel + c * kPanelRows),
-                                     Lanes(Half::widen(key[c])), sums);
-  }
-};
 
 struct Task {
   const void *keys;
@@ -218,9 +164,9 @@ KVPC_INLINE void fewRowsTile(const Task &task, const FlatRows &flat, int64_t t) 
   };
   int64_t c = 0;
   for (; c + kLanes <= task.channels; c += kLanes)
-    add(c, [](const auto *key) { return Keys::get(key); });
+    add(c, [](const auto *key) { return Keys::widen(key); });
   if (int64_t rest = task.channels - c)
-    add(c, [=](const auto *key) { return Keys::getFirst(key, rest); });
+    add(c, [=](const auto *key) { return Keys::widenFirst(key, rest); });
   for (int i = 0; i < tokens; ++i)
     for (int r = 0; r < rows; ++r)
       task.out[(t + i) * task.outStride + r] = foldLanes(sums[i][r]) * task.scale;
@@ -273,34 +219,24 @@ void contract(const Task &task) {
 
 template <typename Half>
 void contractWidened(const Task &task) {
-  constexpr int64_t kFloats = 4608; // 18 KB: 36 keys of 128 channels
-  int64_t block = kFloats / most(task.channels, 1) / kTokens * kTokens;
-  if (block == 0) {
-    for (int64_t t = 0; t < task.tokens; ++t)
-      for (int64_t p = 0; p * kPanelRows < task.rows; ++p)
-        panelTile<1, HalfKeys<Half>>(task, t, p);
-    return;
-  }
-  alignas(64) float widened[kFloats];
   Task part = task;
-  part.keys = widened;
   part.keyStride = task.channels;
   part.ids = nullptr;
-  for (int64_t t = 0; t < task.tokens; t += block) {
-    int64_t count = least(block, task.tokens - t);
-    for (int64_t i = 0; i < count; ++i) {
-      task.prefetch<uint16_t>(t + i + 16, t + i + 17);
-      const uint16_t *key = task.key<uint16_t>(t + i);
-      float *to = widened + i * task.channels;
-      int64_t c = 0;
-      for (; c + kLanes <= task.channels; c += kLanes)
-        store(to + c, Half::widen(load<Halves>(key + c)));
-      for (; c < task.channels; ++c)
-        to[c] = Half::widen(key[c]);
-    }
-    part.out = task.out + t * task.outStride;
-    contractBlock<F32Keys>(part, 0, count);
-  }
+  bool done = widened<Half>(
+      task.channels, task.tokens,
+      [&](int64_t t) {
+        task.prefetch<uint16_t>(t + 16, t + 17);
+        return task.key<uint16_t>(t);
+      },
+      [&](const float *keys, int64_t t, int64_t count) {
+        part.keys = keys;
+        part.out = task.out + t * task.outStride;
+        contractBlock<F32Keys>(part, 0, count);
+      });
+  if (!done)
+    for (int64_t t = 0; t < task.tokens; ++t)
+      for (int64_t p = 0; p * kPanelRows < task.rows; ++p)
+        panelTile<1, LongKeys<Half>>(task, t, p);
 }
 
 int64_t f32PanelBytes(int64_t channels) { return channels * kPanelRows * 4; }
@@ -328,7 +264,7 @@ void kvpc_prim_contract_bf16(const uint16_t *keys, int64_t key_stride, const int
     task.panelBytes = task.panelBytes / 2 * parts;
     task.parts = parts;
   }
-  if (contractFewRows<HalfKeys<Bf16>>(task, pairs))
+  if (contractFewRows<LongKeys<Bf16>>(task, pairs))
     return;
   if (pairs)
     contract<PairKeys>(task);
@@ -341,7 +277,7 @@ void kvpc_prim_contract_f16(const uint16_t *keys, int64_t key_stride, const int3
                             float scale, float *out, int64_t out_stride) {
   Task task{keys, key_stride, ids,   tokens, channels,  panels, f32PanelBytes(channels),
             1,    rows,       scale, out,    out_stride};
-  if (!contractFewRows<HalfKeys<F16>>(task, /*pairs=*/false))
+  if (!contractFewRows<LongKeys<F16>>(task, /*pairs=*/false))
     contractWidened<F16>(task);
 }
 }

@@ -43,11 +43,6 @@ KVPC_INLINE void overPanel(const Rows &rows, int64_t first, int64_t channels, Pu
   }
 }
 
-/// The second of two parts: 0 where the first is not finite.
-KVPC_INLINE uint16_t restOf(float x, uint16_t first) {
-  return (first & 0x7f80) == 0x7f80 ? 0 : toBf16(x - fromBf16(first));
-}
-
 template <typename Element>
 void pack(const Rows &rows, int64_t channels, bool pairs, int64_t parts, int64_t panelBytes,
           char *panel) {

@@ -14,6 +14,11 @@ constexpr int kPanelRows = kVectors * kLanes;
 /// Whether panels for bf16 keys hold pairs of channels.
 constexpr bool inPairs(int64_t channels) { return KVPC_PRIM_PAIRS && channels % 2 == 0; }
 
+/// The second of two parts: 0 where the first is not finite.
+KVPC_INLINE uint16_t restOf(float x, uint16_t first) {
+  return (first & 0x7f80) == 0x7f80 ? 0 : toBf16(x - fromBf16(first));
+}
+
 } // namespace kvpc::prim
 
 #endif

@@ -1,8 +1,9 @@
 //===- Primitives.h - hand-written primitives of the CPU target -----------===//
 //
 // The closed list of functions that are written by hand and shared by every compiled module:
-// selection, compaction, the contraction microkernel, softmax statistics, whole-row orders,
-// elementary functions, random numbers and tree reductions. No function here knows a press.
+// selection, compaction, the contraction microkernel (also of quadratic forms), softmax statistics,
+// whole-row orders, elementary functions, rotary tables, random numbers and tree reductions. No
+// function here knows a press.
 //
 // The sources are freestanding. They are compiled to LLVM bitcode once per ISA level when the
 // compiler is built (PrimitivesBitcode.h) and linked into every module, and natively for hosts and
@@ -144,6 +145,33 @@ void kvpc_prim_contract_f16(const uint16_t *keys, int64_t key_stride, const int3
                             float scale, float *out, int64_t out_stride);
 
 //===----------------------------------------------------------------------===//
+// Quadratic forms: S[token][form] = sum over a, b of K[token][a] * M[a][b] * K[token][b]
+//===----------------------------------------------------------------------===//
+
+/// Bytes of one packed matrix for keys of that dtype.
+int64_t kvpc_prim_form_bytes(int64_t key_dtype, int64_t channels, int64_t parts);
+
+/// Packs a matrix, element (a, b) at matrix + a * row_stride + b * column_stride, folded onto one
+/// side of its diagonal: M[a][b] + M[b][a] in f32. Where panels of that dtype hold bf16 (see
+/// kvpc_prim_panel_bytes) the sum is then rounded, with parts = 2 the rest as a second part.
+void kvpc_prim_pack_form(const float *matrix, int64_t row_stride, int64_t column_stride,
+                         int64_t channels, int64_t key_dtype, int64_t parts, void *panels);
+
+/// out[t * out_stride + f] for all t < tokens and f < forms, matrix f behind matrix f - 1. Token t
+/// is as of the contraction, and so are a column's sums over the channels up to it, ascending.
+/// Times the key's own channels (one fma each) they add up per lane over all vectors of columns,
+/// ascending; then the lanes are folded by halves.
+void kvpc_prim_form_f32(const float *keys, int64_t key_stride, const int32_t *ids, int64_t tokens,
+                        int64_t channels, const void *panels, int64_t forms, float *out,
+                        int64_t out_stride);
+void kvpc_prim_form_bf16(const uint16_t *keys, int64_t key_stride, const int32_t *ids,
+                         int64_t tokens, int64_t channels, const void *panels, int64_t parts,
+                         int64_t forms, float *out, int64_t out_stride);
+void kvpc_prim_form_f16(const uint16_t *keys, int64_t key_stride, const int32_t *ids,
+                        int64_t tokens, int64_t channels, const void *panels, int64_t forms,
+                        float *out, int64_t out_stride);
+
+//===----------------------------------------------------------------------===//
 // Softmax over tokens, rows on lanes: x[t * row_stride + r]
 //===----------------------------------------------------------------------===//
 // Masked entries are x = -inf. A row's statistics are its maximum m, NaN left out, and z = sum of
@@ -218,6 +246,25 @@ float kvpc_prim_pow(float x, float y);
 //   Lanes kvpc_prim_exp_v(Lanes), exp2_v, log_v, tanh_v, sigmoid_v, erf_v, gelu_v, pow_v(Lanes,
 //   Lanes)
 // In LLVM IR: <8 x float> or <16 x float> by value.
+
+//===----------------------------------------------------------------------===//
+// Rotary tables
+//===----------------------------------------------------------------------===//
+
+/// What the model's rotary embedding multiplies a channel (kind 0) and its partner (kind 1, with
+/// its sign) by at a position: cos or sin of position * frequency, angle and wave in double, times
+/// scaling, rounded once. kind + 2: of the turn that undoes it, -position and 1 / scaling. width /
+/// 2 frequencies; pairs are channels i and i + width / 2, or neighbours. Channels from width on
+/// have 1 and 0. Within 1e-15 of the product's cosine before rounding, for angles below 2^50.
+float kvpc_prim_rotary(int64_t kind, int64_t position, int64_t channel, const double *frequencies,
+                       int64_t width, int64_t interleaved, double scaling);
+
+// Vector form: Lanes kvpc_prim_rotary_v, of the channels from `channel` on; the same bits.
+
+/// Adds the same, before it is rounded, to sums[i] for the `count` channels from `channel` on.
+void kvpc_prim_rotary_add(int64_t kind, int64_t position, int64_t channel,
+                          const double *frequencies, int64_t width, int64_t interleaved,
+                          double scaling, double *sums, int64_t count);
 
 //===----------------------------------------------------------------------===//
 // Random numbers: Random.h fixes counter, key and conversion
