@@ -111,6 +111,8 @@ private:
   mlir::Value atTop(mlir::ImplicitLocOpBuilder &b, mlir::Value v);
   mlir::Value evaluate(mlir::ImplicitLocOpBuilder &b, mlir::Value v, mlir::IRMapping &here,
                        const Root &root);
+  mlir::Value streamed(mlir::ImplicitLocOpBuilder &b, mlir::Value input, mlir::IRMapping &here,
+                       const Root &root);
   void hostOperands(mlir::ImplicitLocOpBuilder &b, const Root &root);
   void declare(mlir::ImplicitLocOpBuilder &b);
   std::tuple<kvplan::Combine, mlir::Value, mlir::Value>

@@ -156,6 +156,16 @@ void Program::declare(ImplicitLocOpBuilder &b) {
   }
 }
 
+/// Keys or values where they lie, though a whole-row operation may hold them in another order.
+Value Program::streamed(ImplicitLocOpBuilder &b, Value input, IRMapping &here, const Root &root) {
+  if (!rootOf.contains(input))
+    return evaluate(b, input, here, root);
+  IRMapping own = here;
+  for (Value operand : input.getDefiningOp()->getOperands())
+    evaluate(b, operand, own, root);
+  return b.clone(*input.getDefiningOp(), own)->getResult(0);
+}
+
 /// How a reduction combines, what it takes and where.
 std::tuple<kvplan::Combine, Value, Value> Program::emitCombine(ImplicitLocOpBuilder &b, Root &root,
                                                                IRMapping &here) {
@@ -216,7 +226,7 @@ void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
                                    root.block.getResult())
                 .getResult());
     auto [kind, x, where] = emitCombine(b, root, own);
-    kvplan::FoldOp::create(b, kind, x, root.along, where, evaluate(b, root.stream, own, root),
+    kvplan::FoldOp::create(b, kind, x, root.along, where, streamed(b, root.stream, own, root),
                            roots[root.after.front()].buffer, root.block, root.buffer);
     break;
   }
@@ -233,13 +243,13 @@ void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
     Value scale = root.scale ? top.lookup(root.scale)
                              : arith::ConstantOp::create(b, b.getF64FloatAttr(1)).getResult();
     auto contract =
-        kvplan::ContractOp::create(b, evaluate(b, root.stream, here, root),
+        kvplan::ContractOp::create(b, streamed(b, root.stream, here, root),
                                    roots[root.after.front()].buffer, scale, root.buffer);
     tellMoved(root.scale ? productOf(root.value) : root.value, contract);
     break;
   }
   case Root::Form:
-    tellMoved(root.value, kvplan::FormOp::create(b, evaluate(b, root.stream, here, root),
+    tellMoved(root.value, kvplan::FormOp::create(b, streamed(b, root.stream, here, root),
                                                  roots[root.after.front()].buffer, root.buffer));
     break;
   case Root::Statistics: {

@@ -361,10 +361,10 @@ LogicalResult Program::holdOp(Operation &op) {
     for (AxisAttr axis : tensorOf(pick.getInput()).getAxes())
       if (auto slots = kvplan::slotsAlong(pick.getInput(), axis.getName());
           slots && slots.part == pick.getAxis())
-        return op.emitError("`at` along `") << slots.part << "` of values that have `"
-                                            << axis.getName()
-                                            << "`, of which the last part has fewer, is not "
-                                               "compiled yet [kv-not-implemented]";
+        return op.emitError("`at` along `")
+               << slots.part << "` of values that have `" << axis.getName()
+               << "`, of which the last part has fewer, is not "
+                  "compiled yet [kv-not-implemented]";
   if (op.getNumResults() != 1 || !tensorOf(op.getResult(0)))
     return success();
   Value v = op.getResult(0);
@@ -409,8 +409,8 @@ LogicalResult Program::holdOp(Operation &op) {
     statisticsOf[v] = statistics;
     // Weights are computed again where they are used, except by what reads memory.
     if (llvm::any_of(v.getUsers(), [&](Operation *user) {
-          return isa<kvp::TopkOp, kvp::MaskOp, kvp::ReturnOp>(user) || isWholeRow(user) ||
-                 readsNeighbours(user, v);
+          return isa<kvp::TopkOp, kvp::MaskOp, kvp::ReturnOp, kvp::SoftmaxOp>(user) ||
+                 isWholeRow(user) || readsNeighbours(user, v);
         })) {
       Root weights{Root::Store};
       weights.value = v;
@@ -460,11 +460,11 @@ LogicalResult Program::holdOp(Operation &op) {
 }
 
 /// Along rows of whole-row operations elements are neighbours: what is taken along a second axis is
-/// copied for it.
+/// copied for it, and so is what softmax takes, by entries.
 void Program::separateOrders() {
   for (Operation &op : press.getBody().front()) {
     StringRef axis = wholeRow(&op);
-    if (axis.empty())
+    if (axis.empty() && !isa<kvp::SoftmaxOp>(op))
       continue;
     for (OpOperand &operand : op.getOpOperands()) {
       Value v = operand.get();

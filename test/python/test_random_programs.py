@@ -54,6 +54,17 @@ score m() = {
 score m() = (keys.norm(channel) + values).at(channel, 2).at(head, position % heads)
   + (keys + values).at(head, heads - 1 - position % heads).sum(channel)
 """,
+    "wide_values_ranked_over_heads": """
+score m() = keys.rank(head).mean(channel) + (keys * 2).cumsum(head).max(channel)
+""",
+    "softmax_of_softmax": """
+score m() = attention(queries.last(3), keys).softmax(token).at(query, 2).sum(group)
+  + keys.norm(channel).softmax(token).softmax(token)
+""",
+    "contracted_and_ranked": """
+score m() = attention(queries.last(3), keys).mean(query, group) * keys.rank(token).sum(channel)
+  + (logits(queries.last(3), keys).max(query, group) * keys.softmax(token)).sum(channel)
+""",
     "integers_along_an_axis": """
 score m() = position.softmax(token) + position.normalize(token) * keys.norm(channel)
   + position.cumsum(token) / 1000 + keys.norm(channel).rank(token).softmax(token)
