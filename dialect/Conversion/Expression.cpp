@@ -167,12 +167,18 @@ Value Kernel::compute(const Row &row, Value v, const Indices &at) {
       })
       .Case([&](kvp::AtOp o) {
         Value index = value(row, o.getIndex(), at);
-        Value last = e.sub(extent(row, o.getInput(), o.getAxis()), e.constant(1));
-        Value zero = e.constant(0);
-        if (e.isVector(index)) {
-          last = e.spread(last);
-          zero = e.spread(zero);
+        Value n = extent(row, o.getInput(), o.getAxis());
+        // A short last part ends earlier.
+        if (auto slots = kvplan::slotsAlong(o.getInput(), o.getAxis()))
+          n = slotsOf(row, slots.partition, indexValue(*at.find(slots.part)));
+        if (e.isVector(index) || e.isVector(n)) {
+          index = e.spread(index);
+          n = e.spread(n);
         }
+        auto like = [&](int64_t c) {
+          return e.isVector(n) ? e.spread(e.constant(c)) : e.constant(c);
+        };
+        Value last = e.sub(n, like(1)), zero = like(0);
         Value clamped = e.max(e.min(index, last), zero);
         Index where = e.isVector(clamped) ? scattered(clamped) : Index{clamped, {}, false};
         return value(row, o.getInput(), at.with(o.getAxis(), where));

@@ -16,8 +16,9 @@ std::optional<std::array<int64_t, 5>> driver::readShape(const llvm::opt::InputAr
            !llvm::MulOverflow(product, shape[i], product) && product <= (int64_t(1) << 34);
   if (fits)
     return shape;
-  usageError("`--shape=" + llvm::join(texts, ",") +
-             "` is not five counts; need batch, heads, groups, tokens, channels, as in "
-             "`--shape=1,8,4,4096,64`");
+  usageError(
+      "`--shape=" + llvm::join(texts, ",") +
+      "` is not five counts whose product is at most 2^34; need batch, heads, groups, tokens, "
+      "channels, as in `--shape=1,8,4,4096,64`");
   return std::nullopt;
 }

@@ -104,7 +104,7 @@ Tensor kvpc::reference::join(const Tensor &input, const Tensor &like, StringRef 
   return out;
 }
 
-Tensor kvpc::reference::at(const Tensor &input, StringRef name, const Tensor &index) {
+Tensor kvpc::reference::at(const Tensor &input, StringRef name, const Tensor &index, bool within) {
   Axes others = without(input.axes, name), line{*input.find(name)};
   int64_t extent = line[0].extent;
   Tensor out(unite(others, index.axes), input.element);
@@ -112,14 +112,23 @@ Tensor kvpc::reference::at(const Tensor &input, StringRef name, const Tensor &in
   std::vector<int64_t> fromLine = offsets(line, input), fromIndex = offsets(out.axes, index);
   Tensor base(others, Element::Bool);
   std::vector<int64_t> row = offsets(out.axes, base), fromOther = offsets(others, input);
+  const Tensor *there = within && input.present && input.present->has(name) ? &*input.present
+                                                                            : nullptr;
+  std::vector<int64_t> thereLine, thereOther;
+  if (there) {
+    thereLine = offsets(line, *there);
+    thereOther = offsets(others, *there);
+  }
   for (size_t i = 0; i < row.size(); ++i) {
     if (extent == 0)
       break;
     int64_t k = std::clamp<int64_t>(index.ints[fromIndex[i]], 0, extent - 1);
+    while (there && k > 0 && !there->bools[thereOther[row[i]] + thereLine[k]])
+      --k;
     out.copy(i, input, fromOther[row[i]] + fromLine[k]);
   }
-  out.present = input.present;
-  if (input.present && input.present->has(name))
+  out.present = there ? nullptr : input.present;
+  if (!there && input.present && input.present->has(name))
     out.present = std::make_shared<Tensor>(at(*input.present, name, index));
   out.present = both(out.present, index.present);
   return out;

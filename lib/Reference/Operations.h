@@ -57,7 +57,8 @@ struct Cut {
 Tensor partition(const Tensor &input, llvm::StringRef axis, const Cut &cut);
 Tensor join(const Tensor &input, const Tensor &like, llvm::StringRef axis, const Cut &cut,
             double fill);
-Tensor at(const Tensor &input, llvm::StringRef axis, const Tensor &index);
+/// `within`: an axis of slots, of which a short last part has fewer; indices are clamped to those.
+Tensor at(const Tensor &input, llvm::StringRef axis, const Tensor &index, bool within = false);
 
 // Rotary.cpp
 struct Rope;

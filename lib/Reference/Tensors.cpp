@@ -1,4 +1,5 @@
 //===- Tensors.cpp - operations of the IR to functions on tensors -----------------------------===//
+#include "dialect/IR/Kvplan.h"
 #include "lib/Reference/Evaluation.h"
 
 #include "llvm/ADT/STLExtras.h"
@@ -134,7 +135,8 @@ llvm::Expected<Value> Evaluation::executeTensor(mlir::Operation *op) {
                         number(o.getFill()));
           })
           .Case([&](kvp::AtOp o) -> Result {
-            return at(tensor(o.getInput()), o.getAxis(), asTensor(o.getIndex()));
+            return at(tensor(o.getInput()), o.getAxis(), asTensor(o.getIndex()),
+                      bool(kvplan::slotsAlong(o.getInput(), o.getAxis())));
           })
           .Default([&](mlir::Operation *other) -> Result {
             return failed("the reference does not know `%s`",

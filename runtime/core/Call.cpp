@@ -17,8 +17,18 @@ constexpr uint64_t stateMagic = 0x6574617473766b31; // "1kvstate"
 struct alignas(64) StateHeader {
   uint64_t magic, press;
   int64_t leader, batch, heads, tokens, bytes, kept;
+  uint64_t rows; // digest of where the rows' real tokens stand
 };
-static_assert(sizeof(StateHeader) == 64);
+static_assert(sizeof(StateHeader) == 128);
+
+uint64_t rowsId(const std::vector<int64_t> &start, const std::vector<int64_t> &length) {
+  uint64_t hash = 0xcbf29ce484222325;
+  for (const std::vector<int64_t> *numbers : {&start, &length})
+    for (int64_t n : *numbers)
+      for (int byte = 0; byte < 8; ++byte)
+        hash = (hash ^ uint8_t(n >> 8 * byte)) * 0x100000001b3;
+  return hash;
+}
 
 /// Tells presses of different modules apart.
 uint64_t pressId(const Module &module, const PressHeader &press) {
@@ -190,11 +200,14 @@ Result<BoundPress::Entries> BoundPress::choose(const Call &call) const {
   }
   if (best)
     return Entries{best->plan, best->run};
-  if (sizes.empty())
-    return Error{ErrorCode::Dtype, "`keys` are " + std::string(elementName(call.keys.element)) +
-                                       "; the module has code for " + quoteList(dtypes) +
-                                       "; convert the cache, or compile the press with `--dtype=" +
-                                       std::string(elementName(call.keys.element)) + "`"};
+  if (sizes.empty()) {
+    bool compiles = call.keys.element == Element::F32 || call.keys.element == Element::BF16;
+    std::string element(elementName(call.keys.element));
+    return Error{ErrorCode::Dtype,
+                 "`keys` are " + element + "; the module has code for " + quoteList(dtypes) +
+                     "; convert the cache" +
+                     (compiles ? ", or compile the press with `--dtype=" + element + "`" : "")};
+  }
   return Error{
       ErrorCode::Channels,
       "keys and values have " + std::to_string(channels) +
@@ -221,9 +234,9 @@ Failure BoundPress::plan(Call &call) const {
   raw.layers = call.layers;
   raw.threads = std::max<int64_t>(call.threads, 1);
   raw.scale = call.scale ? *call.scale : 1 / std::sqrt(double(raw.channels));
-  if (!std::isfinite(raw.scale))
+  if (!std::isfinite(float(raw.scale)))
     return Error{ErrorCode::Parameter, std::string("`scale` is ") +
-                                           (std::isnan(raw.scale) ? "NaN" : "infinite") +
+                                           (std::isnan(raw.scale) ? "NaN" : "infinite as f32") +
                                            "; need a finite number"};
   if (auto error = bindRows(call))
     return error;
@@ -276,6 +289,11 @@ Failure BoundPress::plan(Call &call) const {
                        " entries, but takes the choice of layer " + std::to_string(header.leader) +
                        ", which kept " + std::to_string(header.kept) +
                        "; give both layers calls of the same sizes"};
+    if (header.rows != rowsId(call.start, call.length))
+      return Error{ErrorCode::State,
+                   "layer " + std::to_string(call.layer) + " takes the choice of layer " +
+                       std::to_string(header.leader) +
+                       ", whose rows had other `lengths` or padding; give both layers the same"};
   }
   call.sizes.kept = raw.kept;
   call.sizes.keptChannels = raw.kept_channels;
@@ -355,7 +373,14 @@ Failure BoundPress::run(Call &call) const {
       std::fill_n(call.outProtected + row * count, count, uint8_t(0));
     }
   if (raw.state_bytes && !follows(call.layer) && !call.scores)
-    *header = {stateMagic, pressId(*owner, *press), call.layer, raw.batch, raw.heads,
-               raw.tokens, raw.state_bytes,         raw.kept};
+    *header = {stateMagic,
+               pressId(*owner, *press),
+               call.layer,
+               raw.batch,
+               raw.heads,
+               raw.tokens,
+               raw.state_bytes,
+               raw.kept,
+               rowsId(call.start, call.length)};
   return {};
 }

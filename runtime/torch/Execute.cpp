@@ -389,7 +389,8 @@ Output kvpc::torch::compress(const BoundPress &press, const Request &request) {
 /// In place, entries must be where nobody else's are.
 void kvpc::torch::checkWritable(const at::Tensor &keys, const at::Tensor &values) {
   for (auto [name, tensor] : {std::pair("keys", &keys), std::pair("values", &values)}) {
-    if (tensor->layout() != at::kStrided || !tensor->is_cpu() || tensor->numel() == 0)
+    if (tensor->layout() != at::kStrided || !tensor->is_cpu() || tensor->numel() == 0 ||
+        tensor->is_neg() || tensor->is_conj())
       return; // refused for that, by what reads it
     std::vector<Steps> steps;
     addSteps(steps, *tensor, /*forward=*/true, /*backward=*/true);

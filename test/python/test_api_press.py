@@ -176,6 +176,10 @@ def test_in_place_wants_its_own_memory():
     assert out.keys.shape == (2, 2, 4, 4)
     with pytest.raises(kvpc.Unsupported, match="detach it"):
         last(4).compress_(keys.clone().requires_grad_(), values)
+    with pytest.raises(kvpc.InputError, match="`values` is a view that changes values"):
+        last(4).compress_(keys, torch._neg_view(values))
+    with pytest.raises(kvpc.ArgumentError, match="`scale` is True; need a number"):
+        last(4).compress(keys, values, scale=True)
 
 
 def test_results_have_no_gradient():

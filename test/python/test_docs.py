@@ -106,3 +106,6 @@ def test_codes_of_calls_have_a_line():
     sources = [*(ROOT / "runtime").rglob("*.cpp"), *(ROOT / "runtime").rglob("*.py")]
     told = set(re.findall(r'"(kvm-[a-z-]+)"', "".join(path.read_text() for path in sources)))
     assert told - {"kvm-error"} == set(errors._CLASSES)  # where a switch ends
+    # Those of the hook are in a table of their own.
+    hook = set(re.findall(r'"(hook-[a-z-]+)"', "".join(path.read_text() for path in sources)))
+    assert set(re.findall(r"^\| `(hook-[a-z-]+)`", page, re.M)) == hook

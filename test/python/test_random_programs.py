@@ -57,6 +57,14 @@ score m() = (keys.norm(channel) + values).at(channel, 2).at(head, position % hea
     "wide_values_ranked_over_heads": """
 score m() = keys.rank(head).mean(channel) + (keys * 2).cumsum(head).max(channel)
 """,
+    "a_slot_of_each_part": """
+score m() = {
+  let p = keys.norm(channel).partition(token, 16)
+  return (p.at(slot, 13) + position.partition(token, 16)).join(fill = -1)
+    + p.softmax(slot).at(slot, 40).max(part) + p.at(slot, p.index(part)).mean(part)
+}
+""",
+    "heads_by_channel": "score m() = values.at(head, index(channel)).sum(channel)",
     "softmax_of_softmax": """
 score m() = attention(queries.last(3), keys).softmax(token).at(query, 2).sum(group)
   + keys.norm(channel).softmax(token).softmax(token)

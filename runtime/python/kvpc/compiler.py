@@ -94,7 +94,8 @@ def press(program, *, name=None, defines=None, **parameters):
     sure = {
         key: value
         for key, value in parameters.items()
-        if isinstance(value, bool) or (isinstance(value, str) and "(" in value)
+        if (isinstance(value, bool) and key not in ("drop", "keep", "compression_ratio"))
+        or (isinstance(value, str) and "(" in value)
     }
     scalars = {
         key: value

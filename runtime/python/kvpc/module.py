@@ -145,7 +145,7 @@ class Module:
         `drop`) set the only budget; of several each is given by its name,
         `budget=kvpc.drop(0.5)`. A parameter over layers takes one value, or one a layer. A tensor
         takes a torch tensor with all its axes, `layer` too, or the path of a safetensors file
-        that has one of its name. None is as good as left out.
+        that has one of its name, or only one. None is as good as left out.
 
         Raises ArgumentError for what is unknown, missing, of another type, out of range or NaN,
         StaticParameter for what was fixed when the module was compiled.

@@ -190,8 +190,8 @@ class Press:
         leaves whole (a press of channels leaves the values so): without `lengths` they are the
         given ones, not a copy.
 
-        keys, values       [batch, head, token, channel] in f32, bf16 or f16, any strides with
-                           contiguous channels; all inputs have one dtype
+        keys, values       [batch, head, token, channel] in f32 or bf16, as the module has code
+                           for, any strides with contiguous channels; all inputs have one dtype
         queries            [batch, query head, query, channel], rotated; each row's end at its own
                            last real token. At least as many as `inputs` lists, or as the longest
                            row has
@@ -371,6 +371,13 @@ class Call:
             raise InputError(
                 "`keys` are on meta, and have no values; need the CPU to interpret", "kvm-device"
             )
+        if in_place:  # which Torch's own fallback would stumble over
+            for name, tensor in (("keys", keys), ("values", values)):
+                if tensor.is_neg():
+                    raise InputError(
+                        f"`{name}` is a view that changes values as it is read; make a copy",
+                        "kvm-stride",
+                    )
         # Results have no gradient. What is written in place is told whose tensor it is.
         inputs = {name: _detached(given[name]) for name in _DIFFERENTIABLE}
         if not in_place:
@@ -513,9 +520,11 @@ def _fits(whole):
 
 def _real(name, value):
     try:
-        return float(value)
+        if not isinstance(value, bool | str):
+            return float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
-        raise ArgumentError(f"`{name}` is {value!r}; need a number", "kvm-parameter") from None
+        pass
+    raise ArgumentError(f"`{name}` is {value!r}; need a number", "kvm-parameter") from None
 
 
 def _rows(name, value, batch):
