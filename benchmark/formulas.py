@@ -4,6 +4,7 @@ reference of what is kept. Written as kvpress writes them, without its module an
 A score is a function of (given, keys): higher stays, inf always stays.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -89,6 +90,60 @@ def chunk_means(scores, size):
 def think(given, keys, window=32):
     queries = given.queries[:, :, -window:].unflatten(1, (keys.shape[1], -1))
     return (queries**2).mean((2, 3)) * (keys**2).mean(2)
+
+
+@functools.cache
+def statistics(heads, groups, channels):
+    """Mean [layer, head, group, channel] and covariance of queries before their rotation."""
+    rand = torch.Generator().manual_seed(1)
+    mean = torch.randn(1, heads, groups, channels, generator=rand)
+    root = torch.randn(1, heads, groups, channels, channels, generator=rand)
+    return mean, root @ root.mT / channels
+
+
+def inverse_frequencies(channels):
+    return 10000.0 ** (-torch.arange(0, channels, 2) / channels)
+
+
+def rotary(like, positions):
+    """cos and sin, as a model's rotary_emb makes them."""
+    angles = positions[..., None].float() * inverse_frequencies(like.shape[-1])
+    angles = torch.cat([angles, angles], -1)
+    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def expected(given, keys, mean, covariance, ahead=512, sink=4):
+    """mean, covariance: [head, group, ...]"""
+    n, channels = keys.shape[2:]
+    if given.wide:
+        keys, mean, covariance = keys.float(), mean.float(), covariance.float()
+    cos, sin = rotary(mean, torch.arange(n, n + ahead))
+    half = torch.eye(channels // 2, dtype=cos.dtype)
+    none = torch.zeros_like(half)
+    swap = torch.cat([torch.cat([none, -half], 1), torch.cat([half, none], 1)], 0)
+    turn = (cos[:, None] * torch.eye(channels, dtype=cos.dtype) + sin[:, None] * swap).mean(0)
+    mean, covariance = mean @ turn.T, turn @ covariance @ turn.T
+    keys, values = keys[:, :, sink:], given.values[:, :, sink:]
+    wide = keys[:, :, None].expand(-1, -1, mean.shape[1], -1, -1)
+    logits = (wide @ mean[None, ..., None]).squeeze(-1) / math.sqrt(channels)
+    logits = logits + ((wide @ covariance[None]) * wide).sum(-1) / channels / 2
+    scores = logits.softmax(-1, dtype=torch.float32).to(given.keys.dtype).mean(2)
+    return F.pad(scores * values.norm(dim=-1), (sink, 0), value=math.inf)
+
+
+def expected_attention(given, keys, sink=4):
+    queries = given.queries.unflatten(1, (keys.shape[1], -1))[..., sink:, :]
+    if given.wide:
+        queries = queries.float()
+    mean = queries.mean(3, keepdim=True)
+    far = queries - mean
+    return expected(given, keys, mean[0, :, :, 0], (far.mT @ far)[0] / far.shape[3], sink=sink)
+
+
+def expected_attention_stats(given, keys):
+    groups = given.queries.shape[1] // keys.shape[1]
+    mean, covariance = statistics(keys.shape[1], groups, keys.shape[3])
+    return expected(given, keys, mean[0].to(keys.dtype), covariance[0].to(keys.dtype))
 
 
 def gathered(index, *tensors):

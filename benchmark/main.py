@@ -15,7 +15,7 @@ import measure
 import peers
 import torch
 import verify
-from formulas import Given
+from formulas import Given, inverse_frequencies
 from rows import ROWS
 
 import kvpc
@@ -59,7 +59,12 @@ def floor_of(name, tokens, dtype, rates):
 
 def our_calls(row, press, given):
     """(compress, compress_ or None) as functions of (keys, values)."""
-    asked = {"queries": given.queries} if "queries" in press.inputs else {}
+    supplied = {
+        "queries": given.queries,
+        "unrotated_queries": given.queries,
+        "rope": kvpc.Rope(inverse_frequencies(given.keys.shape[3])),
+    }
+    asked = {name: x for name, x in supplied.items() if name in press.inputs}
 
     def call(keys, values, method=press.compress, **more):
         return method(keys, values, **asked, layer=row.layer, layers=row.layers, **more)
@@ -94,7 +99,7 @@ def peer_calls(row, given, options):
     if options.peer:
         import kvpress
 
-        calls["kvpress"] = peers.kvpress_call(row.peers(kvpress, given), given)
+        calls["kvpress"] = peers.kvpress_call(row.peers(kvpress, given), given, row.queries)
     if options.compile_peer and row.stages:
         calls |= peers.compiled_calls(row.stages, given)
     return {name: repeated(call, row.calls) for name, call in calls.items()}
@@ -124,7 +129,8 @@ def measure_row(name, tokens, dtype, threads, options):
     """(variant → seconds of its turns, variant → what is wrong, peer → why it did not run)"""
     torch.set_num_threads(threads)
     row = ROWS[name]
-    keys, values, queries, filters = measure.random_inputs(tokens, DTYPES[dtype])
+    asked = tokens if row.queries == "all" else measure.WINDOW
+    keys, values, queries, filters = measure.random_inputs(tokens, DTYPES[dtype], queries=asked)
     given = Given(keys, values, queries, filters[: row.layers], row.layer, row.layers)
     arguments = {k: v(given) if callable(v) else v for k, v in row.arguments.items()}
     module = kvpc.compile(

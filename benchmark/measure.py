@@ -111,15 +111,15 @@ def summary(seconds):
     }
 
 
-def random_inputs(tokens, dtype, heads=8, groups=4, channels=128, layers=32):
-    """keys, values, queries, filters. Values tell in their first two channels which token they
+def random_inputs(tokens, dtype, heads=8, groups=4, channels=128, layers=32, queries=WINDOW):
+    """keys, values, the last queries, filters. Values tell in their first two channels which token they
     belong to, exactly in every dtype: what a peer keeps shows in them."""
     rand = torch.Generator().manual_seed(0)
     keys = torch.randn(1, heads, tokens, channels, generator=rand)
     values = torch.randn(1, heads, tokens, channels, generator=rand)
     index = torch.arange(tokens, dtype=torch.float32)
     values[..., 0], values[..., 1] = index.div(256, rounding_mode="floor"), index % 256
-    queries = torch.randn(1, heads * groups, min(WINDOW, tokens), channels, generator=rand)
+    queries = torch.randn(1, heads * groups, min(queries, tokens), channels, generator=rand)
     filters = torch.randn(layers, heads, channels, generator=rand)
     return (x.to(dtype) for x in (keys, values, queries, filters))
 

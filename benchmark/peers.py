@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 import torch
 from formulas import compress
+from formulas import rotary as rotary_tables
 
 torch._logging.set_logs(all=logging.ERROR)  # a count that depends on data is no news
 
 
-def attention_module(given):
+def attention_module(given, queries="window"):
     """What a press of kvpress asks of the model's attention, and its arguments.
 
     Its queries are the ones given: the projection passes them through, and so does a rotation by
@@ -30,16 +31,21 @@ def attention_module(given):
         head_dim=channels,
         layer_idx=given.layer,
         q_proj=lambda hidden: hidden,
+        rotary_emb=rotary_tables,
     )
     flat = given.queries.transpose(1, 2).flatten(2)
-    hidden = torch.cat([torch.zeros_like(flat[:, :1]), flat], 1)  # it wants more than the window
+    hidden = flat
+    if queries == "window":  # it wants more
+        hidden = torch.cat([torch.zeros_like(flat[:, :1]), flat], 1)
+    elif queries == "counted":
+        hidden = flat.new_zeros(1, given.keys.shape[2], channels)
     rotary = (torch.ones_like(hidden[..., :channels]), torch.zeros_like(hidden[..., :channels]))
     return module, hidden, {"position_embeddings": rotary, "hidden_states": hidden}
 
 
-def kvpress_call(presses, given):
+def kvpress_call(presses, given, queries="window"):
     """A function of (keys, values) that runs these presses, one on what the other left."""
-    module, hidden, rest = attention_module(given)
+    module, hidden, rest = attention_module(given, queries)
 
     def call(keys, values):
         with torch.no_grad():

@@ -16,6 +16,8 @@ class Row:
     defines    its static parameters
     layer      of how many `layers` the call is
     calls      layers compressed in one timed call: the first chooses, the others reuse its choice
+    queries    how many of the last are given: those of a window, all, or none and only the peer
+               counts them
     alike      whether kvpress chooses the same
     note       where the peer is not the same
     """
@@ -28,6 +30,7 @@ class Row:
     layer: int = 0
     layers: int = 1
     calls: int = 1
+    queries: str = "window"
     alike: bool = True
     note: str = ""
 
@@ -35,6 +38,21 @@ class Row:
 def filters(press, given):
     press.q_filters = given.filters.to(given.keys.dtype)
     return press
+
+
+def with_statistics(press, given):
+    groups = given.queries.shape[1] // given.keys.shape[1]
+    told = f.statistics(given.keys.shape[1], groups, given.keys.shape[3])
+    press.mu, press.cov = (x.flatten(1, 2).to(given.keys.dtype) for x in told)
+    return press
+
+
+def told_statistics(index):
+    def told(given):
+        groups = given.queries.shape[1] // given.keys.shape[1]
+        return f.statistics(given.keys.shape[1], groups, given.keys.shape[3])[index]
+
+    return told
 
 
 def half(name):
@@ -71,6 +89,20 @@ ROWS = {
             (f.Tokens(f.qfilter, TOKENS),),
             lambda k, given: [filters(k.QFilterPress(compression_ratio=0.5), given)],
             arguments=HALF | {"filter": lambda given: given.filters.float()},
+        ),
+        Row(
+            "expected_attention",
+            (f.Tokens(f.expected_attention, TOKENS),),
+            half("ExpectedAttentionPress"),
+            queries="all",
+        ),
+        Row(
+            "expected_attention_stats",
+            (f.Tokens(f.expected_attention_stats, TOKENS),),
+            lambda k, given: [with_statistics(k.ExpectedAttentionStatsPress(0.5), given)],
+            arguments=HALF | {"mu": told_statistics(0), "cov": told_statistics(1)},
+            queries="counted",
+            note="statistics of queries are given",
         ),
         Row(
             "chunkkv",

@@ -199,7 +199,16 @@ private:
   /// `first`: whether this is the segment's first tile.
   void accumulate(const Row &row, kvplan::AccumulateOp op, llvm::StringRef over,
                   mlir::Value segment, mlir::Value from, mlir::Value to, mlir::Value first);
-  void combinePartials(const Row &row, kvplan::AccumulateOp op, mlir::Value segments);
+  kvplan::Outer outerOf(const Row &row, kvplan::AccumulateOp op, llvm::StringRef over);
+  void mirrorOuter(const Row &row, kvplan::AccumulateOp op, llvm::StringRef over,
+                   mlir::Value target);
+  bool accumulateOuter(const Row &row, kvplan::AccumulateOp op, llvm::StringRef over,
+                       mlir::Value segment, mlir::Value from, mlir::Value to, mlir::Value first);
+  void fillBlock(const Row &row, mlir::Value side, llvm::StringRef axis, mlir::Value where,
+                 llvm::StringRef over, mlir::Value from, mlir::Value to, mlir::Value stride,
+                 mlir::Value block, const Indices &at);
+  void combinePartials(const Row &row, kvplan::AccumulateOp op, llvm::StringRef over,
+                       mlir::Value segments);
   /// Entries of a buffer in one tile of neighbours: 1, or as many as `every` says.
   mlir::Value everyOf(mlir::Value buffer);
   void contract(const Row &row, kvplan::ContractOp op, mlir::Value from, mlir::Value to);

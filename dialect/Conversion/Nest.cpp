@@ -297,6 +297,8 @@ static bool reducesInside(Value v) {
 
 void Kernel::accumulate(const Row &row, kvplan::AccumulateOp op, StringRef over, Value segment,
                         Value from, Value to, Value first) {
+  if (accumulateOuter(row, op, over, segment, from, to, first))
+    return;
   Value buffer = op.getBuffer();
   Fold fold = foldOf(op.getKind());
   Type element = op.getBuffer().getType().getTensor().getElementType();
@@ -378,7 +380,8 @@ void Kernel::accumulate(const Row &row, kvplan::AccumulateOp op, StringRef over,
 }
 
 /// Folds the partial results of `segments` segments into the buffer.
-void Kernel::combinePartials(const Row &row, kvplan::AccumulateOp op, Value segments) {
+void Kernel::combinePartials(const Row &row, kvplan::AccumulateOp op, StringRef over,
+                             Value segments) {
   Value buffer = op.getBuffer();
   Fold fold = foldOf(op.getKind());
   Storage storage = storageOf(buffer);
@@ -402,6 +405,7 @@ void Kernel::combinePartials(const Row &row, kvplan::AccumulateOp op, Value segm
             Value bytes = e.mul(i, 4);
             e.store(storage, e.load(storage, e.at(base, bytes)), e.at(target, bytes));
           });
+          mirrorOuter(row, op, over, target);
           return;
         }
         // Integers and conditions are exact: any order gives the same.

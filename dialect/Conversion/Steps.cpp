@@ -160,7 +160,7 @@ void Kernel::pass(const Row &row, kvplan::PassOp op, kvplan::Space space) {
     Value entries = passEntries(task, op, false), used = segmentsOf(task, op, entries);
     for (Operation &inner : op.getBody().front()) {
       if (auto a = dyn_cast<kvplan::AccumulateOp>(inner))
-        combinePartials(task, a, used);
+        combinePartials(task, a, over, used);
       else if (auto s = dyn_cast<kvplan::StatisticsOp>(inner))
         combineStatistics(task, s, used, entries);
     }

@@ -204,6 +204,46 @@ std::pair<Value, StringRef> kvpc::kvplan::originOf(Value tensor, StringRef axis)
   return {tensor, axis};
 }
 
+Outer kvpc::kvplan::outerOf(Value product, StringRef over) {
+  auto map = product.getDefiningOp<kvp::MapOp>();
+  if (!map || map.getFn() != kvp::Fn::Mul)
+    return {};
+  Value factors[] = {map.getOperand(0), map.getOperand(1)};
+  StringRef own[2];
+  for (int i : {0, 1}) {
+    auto type = dyn_cast<NamedTensorType>(factors[i].getType());
+    auto other = dyn_cast<NamedTensorType>(factors[1 - i].getType());
+    if (!type || !other || !type.hasAxis(over) || !type.getElementType().isF32())
+      return {};
+    for (AxisAttr axis : type.getAxes()) {
+      if (other.hasAxis(axis.getName()))
+        continue;
+      if (!own[i].empty() || axis.getName().rtrim('\'') == "slot")
+        return {};
+      own[i] = axis.getName();
+    }
+  }
+  if (own[0].empty() || own[1].empty())
+    return {};
+  // Of two names the first in the order of axes is the row.
+  for (AxisAttr axis : cast<NamedTensorType>(product.getType()).getAxes()) {
+    if (axis.getName() == own[0])
+      break;
+    if (axis.getName() == own[1]) {
+      std::swap(own[0], own[1]);
+      std::swap(factors[0], factors[1]);
+      break;
+    }
+  }
+  auto isRenamed = [&](Value x, StringRef from, Value y, StringRef to) {
+    auto rename = y.getDefiningOp<kvp::RenameOp>();
+    return rename && rename.getInput() == x && rename.getFrom() == from && rename.getTo() == to;
+  };
+  bool same = isRenamed(factors[0], own[0], factors[1], own[1]) ||
+              isRenamed(factors[1], own[1], factors[0], own[0]);
+  return {factors[0], factors[1], own[0], own[1], same};
+}
+
 kvpc::kvp::PartitionOp kvpc::kvplan::partitionOf(Value tensor, StringRef axis) {
   return originOf(tensor, axis).first.getDefiningOp<kvp::PartitionOp>();
 }

@@ -29,6 +29,16 @@ std::pair<mlir::Value, llvm::StringRef> originOf(mlir::Value tensor, llvm::Strin
 /// The partition that made an axis of `tensor`, as `part` or `slot`.
 kvp::PartitionOp partitionOf(mlir::Value tensor, llvm::StringRef axis);
 
+/// A sum of products of which each factor has an axis that the other has not: outer products of
+/// rows. Null values where it is another.
+struct Outer {
+  mlir::Value left, right;
+  llvm::StringRef row, column; ///< the axis of the left alone, of the right alone
+  bool symmetric;              ///< right is left, by another name
+  explicit operator bool() const { return bool(left); }
+};
+Outer outerOf(mlir::Value product, llvm::StringRef over);
+
 /// Slots of a partition along an axis, and the axis along which its parts run.
 struct Slots {
   kvp::PartitionOp partition;

@@ -83,6 +83,21 @@ unsigned Program::earliest(const Root &root) const {
   return step;
 }
 
+void Program::waitForConsumers(Root &root) {
+  unsigned before = root.step, last = std::numeric_limits<unsigned>::max();
+  for (unsigned consumer : root.consumers) {
+    if (!(roots[consumer].key == root.key))
+      return;
+    last = std::min(last, roots[consumer].step);
+  }
+  if (root.consumers.empty() || last <= before)
+    return;
+  root.step = last;
+  for (unsigned consumer : root.consumers)
+    if (earliest(roots[consumer]) > roots[consumer].step)
+      root.step = before;
+}
+
 void Program::schedule() {
   unsigned next = 0;
   for (Root &root : roots) {
@@ -113,6 +128,9 @@ void Program::schedule() {
         last = std::min(last, roots[consumer].step);
       root.step = std::max(root.step + 1, last) - 1;
     }
+    // A contraction waits for the sweep that uses it, which may read the same keys.
+    if (!stored && (root.kind == Root::Contract || root.kind == Root::Form))
+      waitForConsumers(root);
     for (unsigned other : needed)
       roots[other].consumers.push_back(i);
   }

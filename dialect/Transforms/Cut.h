@@ -60,6 +60,8 @@ struct Root {
   llvm::SmallVector<mlir::Value> operands() const;
   /// Entries of a tile.
   int64_t tile() const;
+  /// Tiles of a segment.
+  int64_t segment() const;
   /// Whether an entry's value is there as soon as its tile is done.
   bool makesEntries() const {
     return kind == Store || kind == Contract || kind == Form || kind == Fold;
@@ -105,6 +107,8 @@ private:
   /// Whether a root's tasks read what the tasks of other heads hold: all of those are over by then.
   bool meetsHeads(const Root &root) const;
   llvm::SmallSetVector<unsigned, 8> needs(const Root &root) const;
+  /// Moves a root to the first step that reads it, if they can be one.
+  void waitForConsumers(Root &root);
 
   // EmitPlan.cpp
   mlir::IRMapping top; // host scalars and caches of the press in the pipeline

@@ -355,6 +355,7 @@ LogicalResult Program::emit() {
       scored = std::max(scored, roots[rootOf[v]].step);
 
   kvplan::TasksOp tasks;
+  bool matrices = false; // whether these tasks packed those of a form
   auto emitScores = [&] {
     scoresLeft = false;
     tasks = {};
@@ -376,18 +377,27 @@ LogicalResult Program::emit() {
     }
     IntegerAttr leader = group.leader ? b.getI64IntegerAttr(group.leader) : IntegerAttr();
     bool meets = llvm::any_of(group.roots, [&](unsigned i) { return meetsHeads(roots[i]); });
-    if (!tasks || tasks.getSpace() != group.key.space || tasks.getLeaderAttr() != leader || meets) {
+    bool afterMatrices = matrices && group.key.kind == Step::Pass;
+    if (!tasks || tasks.getSpace() != group.key.space || tasks.getLeaderAttr() != leader || meets ||
+        afterMatrices) {
+      matrices = false;
       b.setInsertionPointToEnd(body);
       tasks = kvplan::TasksOp::create(b, group.key.space, leader);
       b.createBlock(&tasks.getBody());
     }
+    // What is made of matrices takes a while: all heads at once, before a sweep that holds so much
+    // that it takes one after the other.
+    matrices |= llvm::any_of(group.roots, [&](unsigned i) { return bool(roots[i].form); });
     b.setInsertionPoint(tasks);
     for (unsigned i : group.roots)
       hostOperands(b, roots[i]);
     b.setInsertionPointToEnd(&tasks.getBody().front());
     if (group.key.kind == Step::Pass) {
       int64_t tile = roots[group.roots.front()].tile();
-      auto pass = kvplan::PassOp::create(b, group.key.over, tile, /*segment=*/4);
+      int64_t segment = 0;
+      for (unsigned i : group.roots)
+        segment = std::max(segment, roots[i].segment());
+      auto pass = kvplan::PassOp::create(b, group.key.over, tile, segment);
       b.createBlock(&pass.getBody());
     } else if (group.key.kind == Step::Small) {
       auto small = kvplan::SmallOp::create(b);

@@ -28,6 +28,16 @@ static bool isUnbounded(NamedTensorType type) {
 
 int64_t Root::tile() const { return key.over && key.over.getName() == "part" ? 16 : 128; }
 
+/// Few segments for what has a matrix of sums in each of them.
+int64_t Root::segment() const {
+  if (kind == Accumulate) {
+    Value product = value.getDefiningOp()->getOperand(0);
+    if (kvplan::outerOf(product, key.over.getName()))
+      return 64;
+  }
+  return 4;
+}
+
 SmallVector<Value> Root::operands() const {
   switch (kind) {
   case Contract:

@@ -28,6 +28,13 @@ llvm::StringRef movedTo(mlir::Operation *op) {
   return op->hasAttr("kvp.moved") ? ", to which was moved what is done to the stream" : "";
 }
 
+/// Whether a sum over the pass is one of outer products, which become the microkernel's.
+bool outerOf(kvplan::AccumulateOp op) {
+  auto pass = op->getParentOfType<kvplan::PassOp>();
+  return op.getKind() == kvplan::Combine::Sum &&
+         bool(kvplan::outerOf(op.getValue(), pass.getOver().getName()));
+}
+
 /// What an operation of the plan or of a pass's body is called.
 std::string describe(mlir::Operation *op) {
   return llvm::TypeSwitch<mlir::Operation *, std::string>(op)
@@ -70,6 +77,8 @@ std::string describe(mlir::Operation *op) {
       .Case(
           [](kvplan::PackFormOp) { return std::string("pack matrices, one side of the diagonal"); })
       .Case([](kvplan::AccumulateOp o) {
+        if (outerOf(o))
+          return std::string("sum of outer products over the pass");
         return (kvplan::stringifyCombine(o.getKind()) + " over the pass").str();
       })
       .Default([](mlir::Operation *o) { return o->getName().stripDialect().str(); });

@@ -166,6 +166,7 @@ def selected_by_reference(press, call, given=None):
             f"--given-scores={scores}",
             f"--output={outputs}",
             *reference._settings(press, made),
+            *reference._rope(made),
             f"--layer={made.layer}",
             f"--layers={made.layers}",
             f"--scale={scale!r}",

@@ -93,9 +93,20 @@ class Generator:
     def leaf(self, axes):
         """Over exactly `axes`, which is a tuple in the language's order."""
         if axes == CACHE:
-            return self.pick(("keys", "values", "keys", "(keys - values)"))
+            plain = self.pick(("keys", "values", "keys", "(keys - values)"))
+            if self.rare.random() < 0.15:
+                return self.pick_rarely(
+                    (
+                        f"rotate({plain}, position)",
+                        f"rotate({plain}, -7)",
+                        f"rotate({plain}, seen + index([ahead: 5])).mean(ahead)",
+                        "keys.unrotated",
+                    )
+                )
+            return plain
         if axes == ASKED:
-            return f"queries.last({self.pick(self.windows)})"
+            before = ".unrotated" if self.rare.random() < 0.15 else ""
+            return f"queries.last({self.pick(self.windows)}){before}"
         if axes == PAID:
             call = self.pick(("attention", "attention", "logits"))
             where = (

@@ -153,7 +153,9 @@ def pressed(tmp_path_factory):
 
 
 def call_of(case, rows, padding="right"):
-    call = batch(rows, padding, None if case.unrotated else case.window) | case.call | new_state(case)
+    call = (
+        batch(rows, padding, None if case.unrotated else case.window) | case.call | new_state(case)
+    )
     if case.unrotated:
         call["unrotated_queries"] = call.pop("queries")
     if case.rope:

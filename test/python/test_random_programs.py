@@ -279,11 +279,65 @@ press m() =
 press a() = uniform(4, [head, token]) |> topk(drop(0.83))
 press m() = compose(a(), keys.norm(channel).partition(token, 16).join(fill = 0) |> chunk(5) |> topk(keep(6)))
 """,
+    "turned_by_the_tokens_of_the_heads": """
+press a() = uniform(4, [head, token]) |> topk(drop(0.4))
+press m() = compose(a(), (rotate(keys, position) * rotate(keys.unrotated, 2 * original_position - 5)).sum(channel) |> topk(drop(0.5)))
+""",
+    "turns_added_and_averaged": """
+score m(w: float[head, channel]) = {
+  let t = position - index([ahead: 5])
+  return dot(rotate(keys, t).mean(ahead), w, channel) + dot(rotate(values, -t).sum(ahead) / 5, w, channel)
+}
+""",
+    "turned_queries": """
+score m() = dot(rotate(queries.last(4).unrotated.mean(query), seen + index([ahead: 7])).mean(ahead), keys, channel).max(group)
+""",
+    "form_of_turned_values": """
+score m(w: float[head, channel, channel']) = {
+  let v = rotate(values * (1 + index(channel)) / channels, 3)
+  return (v * w * v.rename(channel -> channel')).sum(channel, channel') / channels
+}
+""",
+    "form_of_survivors": """
+press a() = keys.norm(channel) |> topk(drop(0.3))
+press b() = {
+  let c = queries.unrotated - queries.unrotated.mean(query)
+  let cov = (c * c.rename(channel -> channel')).mean(query)
+  return (keys * cov * keys.rename(channel -> channel')).sum(channel, channel').mean(group) |> topk(drop(0.5))
+}
+press m() = compose(a(), b())
+""",
+    "bilinear_in_keys_and_values": """
+score m(w: float[head, channel, channel']) =
+  (keys * w * values.rename(channel -> channel')).sum(channel, channel') / channels
+""",
+    "two_sides_of_an_outer_product": """
+score m() = {
+  let late = index(query) >= 3
+  let a = queries.sum(group) / 4
+  let b = queries.unrotated.max(group)
+  let c = (a * b.rename(channel -> channel')).mean(query, where = late)
+  return dot(keys, c, channel).norm(channel') / 10
+}
+""",
+    "outer_products_of_tokens": """
+score m() = {
+  let k = where(position >= 2, keys - keys.mean(token), 0)
+  let c = (k * k.rename(channel -> channel')).sum(token) / length
+  return (keys * c * keys.rename(channel -> channel')).sum(channel, channel') / channels
+}
+""",
+    "all_queries_without_tokens": """
+score m() = keys.norm(channel) * queries.std(query, group).mean(channel) + queries.max(query).sum(group, channel)
+""",
 }
 
 
 # Their tensors.
 WEIGHTS = {
+    "turns_added_and_averaged": {"w": ("head", "channel")},
+    "form_of_turned_values": {"w": ("head", "channel", "channel'")},
+    "bilinear_in_keys_and_values": {"w": ("head", "channel", "channel'")},
     "ranks_of_all_layers": {"w": ("layer", "head")},
     "reduced_over_layers": {"w": ("layer", "head", "channel")},
 }
@@ -343,7 +397,7 @@ def run_group(seeds):
 def press_of(one, module):
     info = module.presses[one.name]
     make = torch.Generator().manual_seed(3)
-    sizes = {"layer": SMALL["layers"], "head": HEADS, "channel": CHANNELS}
+    sizes = {"layer": SMALL["layers"], "head": HEADS, "channel": CHANNELS, "channel'": CHANNELS}
     tensors = {
         name: torch.randn([sizes[a] for a in axes], generator=make)
         for name, axes in one.tensors.items()
@@ -364,10 +418,13 @@ def rows_of(nudged=0):
 
 
 def call_for(press, nudged=0):
-    queries = press.inputs.get("queries", 0)
-    window = None if queries == "all" else queries
+    asked = {x: press.inputs[x] for x in ("queries", "unrotated_queries") if x in press.inputs}
+    window = None if "all" in asked.values() else max(asked.values(), default=0)
     # Padding is finite here: it would be hard to say of `inf - inf` whose fault it is.
     call = batch(rows_of(nudged), "left", window) | SMALL
+    queries = call.pop("queries", None)
+    call |= dict.fromkeys(asked, queries)
+    call["rope"] = kvpc.Rope(30.0 ** -torch.arange(0, 1, 2.2 / CHANNELS)[: 3 * CHANNELS // 8], 1.1)
     if "output_weight" in press.inputs:  # more features than a block has rows
         make = torch.Generator().manual_seed(7)
         call["output_weight"] = torch.randn(150, 2 * HEADS * CHANNELS, generator=make) / 8
@@ -488,7 +545,7 @@ def test_generator():
         "softmax normalize cumsum rank avg_pool max_pool shift partition join chunk protect mask "
         "compose dot cosine attention logits uniform where = sum mean max min std var norm tanh "
         "sigmoid gelu relu abs sqrt rsqrt log exp clamp maximum minimum let fn keep(  drop( queries.last "
-        "over at_least count output_weight feature"
+        "over at_least count output_weight feature rotate unrotated"
     )
     missing = [word for word in used.split() if word not in text]
     assert not missing, missing

@@ -110,6 +110,14 @@ def _settings(press, call):
         yield f"--set={name}={value}"
 
 
+def _rope(call):
+    """What is said of RoPE beside its frequencies."""
+    if call.rope is not None:
+        yield f"--rope-scaling={float(call.rope.attention_scaling)!r}"
+        if call.rope.layout == "interleaved":
+            yield "--rope-interleaved"
+
+
 def _run(press, call, state, scores):
     from safetensors.torch import load_file, save_file
 
@@ -134,10 +142,7 @@ def _run(press, call, state, scores):
         ]
         if scores:
             command.append("--scores")
-        if call.rope is not None:
-            command.append(f"--rope-scaling={float(call.rope.attention_scaling)!r}")
-            if call.rope.layout == "interleaved":
-                command.append("--rope-interleaved")
+        command += _rope(call)
         if state is not None:
             following = call.layer % press.reuse
             kept.write_bytes(state.reference[1] if following else b"")

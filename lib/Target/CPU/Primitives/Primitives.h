@@ -1,7 +1,7 @@
 //===- Primitives.h - hand-written primitives of the CPU target -----------===//
 //
 // The closed list of functions that are written by hand and shared by every compiled module:
-// selection, compaction, the contraction microkernel (also of quadratic forms), softmax statistics,
+// selection, compaction, the contraction microkernel (also of forms and outer products), softmax,
 // whole-row orders, elementary functions, rotary tables, random numbers and tree reductions. No
 // function here knows a press.
 //
@@ -170,6 +170,20 @@ void kvpc_prim_form_bf16(const uint16_t *keys, int64_t key_stride, const int32_t
 void kvpc_prim_form_f16(const uint16_t *keys, int64_t key_stride, const int32_t *ids,
                         int64_t tokens, int64_t channels, const void *panels, int64_t forms,
                         float *out, int64_t out_stride);
+
+//===----------------------------------------------------------------------===//
+// Sums of outer products
+//===----------------------------------------------------------------------===//
+
+/// out[i * columns + j] = out[i * columns + j] (0 if `first`) + sum over entries t of left[t][i] *
+/// right[t][j], one fma an entry, ascending. Rows of both sides are `stride` numbers apart, a
+/// multiple of 64 that holds rows and columns; what lies past those is finite. `symmetric`: left is
+/// right, rows are columns, and only j >= i is promised.
+void kvpc_prim_outer(const float *left, const float *right, int64_t stride, int64_t entries,
+                     int64_t rows, int64_t columns, int64_t symmetric, int64_t first, float *out);
+
+/// The half of a square matrix below its diagonal becomes the mirror of the other.
+void kvpc_prim_mirror(float *matrix, int64_t rows);
 
 //===----------------------------------------------------------------------===//
 // Softmax over tokens, rows on lanes: x[t * row_stride + r]
