@@ -106,7 +106,19 @@ KVPC_INLINE void panelTile(const Task &task, int64_t t, int64_t p, const float *
     microTile<tokens, 1, Keys>(task, t, p, panel, products);
 }
 
-constexpr int64_t kBlock = 20 * kTokens;
+/// The last tokens of a block, at most `tokens`.
+template <int tokens, typename Keys>
+KVPC_INLINE void restTile(const Task &task, int64_t t, int64_t end, int64_t p, const float *panel,
+                          Lanes *products) {
+  if constexpr (tokens > 0) {
+    if (end - t == tokens)
+      panelTile<tokens, Keys>(task, t, p, panel, products);
+    else
+      restTile<tokens - 1, Keys>(task, t, end, p, panel, products);
+  }
+}
+
+constexpr int64_t kBlock = 22 * kTokens; // a tile of 128
 
 /// Tokens first .. end - 1, at most kBlock, against all panels, each of which stays in the cache
 /// meanwhile.
@@ -121,8 +133,7 @@ void formBlock(const Task &task, int64_t first, int64_t end) {
       int64_t t = first;
       for (; t + kTokens <= end; t += kTokens)
         panelTile<kTokens, Keys>(task, t, p, panel, products + (t - first));
-      for (; t < end; ++t)
-        panelTile<1, Keys>(task, t, p, panel, products + (t - first));
+      restTile<kTokens - 1, Keys>(task, t, end, p, panel, products + (t - first));
     }
     for (int64_t t = first; t < end; ++t)
       task.out[t * task.outStride + form] = foldLanes(products[t - first]);
