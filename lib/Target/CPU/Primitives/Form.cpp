@@ -59,15 +59,21 @@ KVPC_INLINE void addStairs(Lanes (&sums)[tokens][vectors], const float *panel,
   }
 }
 
+/// The last channels of a key, fewer than lanes. Not inlined: a micro-tile has a dozen of these.
+template <typename Keys>
+__attribute__((noinline)) Lanes lastChannels(const typename Keys::Element *key, int64_t count) {
+  typename Keys::Element last[kLanes] = {};
+#pragma clang loop vectorize(disable) unroll(disable)
+  for (int64_t c = 0; c < count; ++c)
+    last[c] = key[c];
+  return Keys::widen(last);
+}
+
 /// The key's channels from `from` on, as many as there are.
 template <typename Keys>
 KVPC_INLINE Lanes ownChannels(const typename Keys::Element *key, int64_t from, int64_t channels) {
-  if (from + kLanes <= channels)
-    return Keys::widen(key + from);
-  typename Keys::Element last[kLanes] = {};
-  for (int64_t c = from; c < channels; ++c)
-    last[c - from] = key[c];
-  return Keys::widen(last);
+  return from + kLanes <= channels ? Keys::widen(key + from)
+                                   : lastChannels<Keys>(key + from, channels - from);
 }
 
 template <int tokens, int vectors, typename Keys>
@@ -106,24 +112,12 @@ KVPC_INLINE void panelTile(const Task &task, int64_t t, int64_t p, const float *
     microTile<tokens, 1, Keys>(task, t, p, panel, products);
 }
 
-/// The last tokens of a block, at most `tokens`.
-template <int tokens, typename Keys>
-KVPC_INLINE void restTile(const Task &task, int64_t t, int64_t end, int64_t p, const float *panel,
-                          Lanes *products) {
-  if constexpr (tokens > 0) {
-    if (end - t == tokens)
-      panelTile<tokens, Keys>(task, t, p, panel, products);
-    else
-      restTile<tokens - 1, Keys>(task, t, end, p, panel, products);
-  }
-}
-
 constexpr int64_t kBlock = 22 * kTokens; // a tile of 128
 
 /// Tokens first .. end - 1, at most kBlock, against all panels, each of which stays in the cache
 /// meanwhile.
 template <typename Keys>
-void formBlock(const Task &task, int64_t first, int64_t end) {
+__attribute__((noinline)) void formBlock(const Task &task, int64_t first, int64_t end) {
   const char *at = task.panels;
   Lanes products[kBlock];
   for (int64_t form = 0; form < task.forms; ++form) {
@@ -131,9 +125,16 @@ void formBlock(const Task &task, int64_t first, int64_t end) {
       const float *panel = reinterpret_cast<const float *>(at);
       at += channelsOf(p, task.channels) * kPanelRows * 4 / Keys::kChannels * task.parts;
       int64_t t = first;
-      for (; t + kTokens <= end; t += kTokens)
-        panelTile<kTokens, Keys>(task, t, p, panel, products + (t - first));
-      restTile<kTokens - 1, Keys>(task, t, end, p, panel, products + (t - first));
+      // Keys that are too long for a block are rare, and go one by one. Two: what a tile of 128
+      // leaves.
+      if constexpr (!Keys::kLong) {
+        for (; t + kTokens <= end; t += kTokens)
+          panelTile<kTokens, Keys>(task, t, p, panel, products + (t - first));
+        for (; t + 2 <= end; t += 2)
+          panelTile<2, Keys>(task, t, p, panel, products + (t - first));
+      }
+      for (; t < end; ++t)
+        panelTile<1, Keys>(task, t, p, panel, products + (t - first));
     }
     for (int64_t t = first; t < end; ++t)
       task.out[t * task.outStride + form] = foldLanes(products[t - first]);

@@ -24,6 +24,7 @@ struct F16 {
 struct F32Keys {
   typedef float Element;
   static constexpr int kChannels = 1; // that a step takes
+  static constexpr bool kLong = false;
   static KVPC_ALWAYS_INLINE Lanes add(Lanes sums, const float *panel, const float *key, int64_t c) {
     return __builtin_elementwise_fma(load<Lanes>(panel + c * kPanelRows), Lanes(key[c]), sums);
   }
@@ -36,6 +37,7 @@ struct F32Keys {
 struct PairKeys {
   typedef uint16_t Element;
   static constexpr int kChannels = 2;
+  static constexpr bool kLong = false;
   static KVPC_ALWAYS_INLINE Lanes add(Lanes sums, const float *panel, const uint16_t *key,
                                       int64_t c) {
     return dotPairs(sums, load<Words>(panel + c / 2 * kPanelRows), Words(load<uint32_t>(key + c)));
@@ -45,11 +47,17 @@ struct PairKeys {
   }
 };
 
+/// Not inlined: without masked loads of 16 bits it is a branch for each lane.
+__attribute__((noinline)) static Halves firstHalves(const uint16_t *from, int64_t count) {
+  return loadFirst<Halves>(from, count, uint16_t(0));
+}
+
 /// Widens as it goes: for keys too long for a block, and for few rows.
 template <typename Half>
 struct LongKeys {
   typedef uint16_t Element;
   static constexpr int kChannels = 1;
+  static constexpr bool kLong = true;
   static KVPC_ALWAYS_INLINE Lanes add(Lanes sums, const float *panel, const uint16_t *key,
                                       int64_t c) {
     return __builtin_elementwise_fma(load<Lanes>(panel + c * kPanelRows),
@@ -59,7 +67,7 @@ struct LongKeys {
     return Half::widen(load<Halves>(key));
   }
   static KVPC_ALWAYS_INLINE Lanes widenFirst(const uint16_t *key, int64_t count) {
-    return Half::widen(loadFirst<Halves>(key, count, uint16_t(0)));
+    return Half::widen(firstHalves(key, count));
   }
 };
 
