@@ -216,7 +216,7 @@ private:
       return {};
     SmallVector<Value> factors, outside, small;
     factorsOf(op.getInput(), factors);
-    Value streams[2];
+    Value streams[2], contracted;
     for (Value factor : factors) {
       bool inside[2] = {hasAxis(factor, over.front()),
                         over.size() == 2 && hasAxis(factor, over.back())};
@@ -226,11 +226,18 @@ private:
         small.push_back(factor);
       } else {
         Value &place = streams[inside[1]];
-        if ((inside[0] && inside[1]) || place)
+        // A second value over entries may be the other side of a form.
+        bool second = place && over.size() == 1 && !contracted &&
+                      (factor.getDefiningOp<kvp::DotOp>() || place.getDefiningOp<kvp::DotOp>());
+        if ((inside[0] && inside[1]) || (place && !second))
           return {};
-        place = factor;
+        (second ? contracted : place) = factor;
       }
     }
+    if (contracted && small.empty())
+      small.push_back(contracted);
+    else if (contracted)
+      return {};
     if (small.empty() || !streams[0] || (over.size() == 2 && !streams[1]))
       return {};
     Value sum = kvp::DotOp::create(b, streams[0], product(small), over.front());

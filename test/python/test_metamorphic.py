@@ -101,6 +101,42 @@ score s() =
         "score s() = (keys * keys.mean(token)).sum(channel)",
         "score s() = (keys.mean(token) * keys).sum(channel)",
     ),
+    "dot_or_product_and_sum": (
+        "score s(w: float[head, group, channel]) = dot(w, keys, channel).mean(group)",
+        "score s(w: float[head, group, channel]) = (keys * w).sum(channel).mean(group)",
+    ),
+    "form_of_dots": (
+        """
+score s(w: float[head, channel, channel']) =
+  dot(dot(keys, w, channel), keys.rename(channel -> channel'), channel')
+""",
+        """
+score s(w: float[head, channel, channel']) =
+  (keys * w * keys.rename(channel -> channel')).sum(channel).sum(channel')
+""",
+    ),
+    "commuted_form": (
+        """
+score s(w: float[head, channel, channel']) =
+  (keys * w * keys.rename(channel -> channel')).sum(channel, channel')
+""",
+        """
+score s(w: float[head, channel, channel']) =
+  (w * keys.rename(channel -> channel') * keys).sum(channel', channel)
+""",
+    ),
+    "commuted_turns": (
+        """
+score s(w: float[head, group, channel]) =
+  dot(w, rotate(keys, -(seen + index([ahead: 9]))).mean(ahead), channel).mean(group)
+""",
+        """
+score s(v: float[head, group, channel]) = {
+  let t = -(index([later: 9]) + seen)
+  return dot(1.0 * rotate(keys, t).mean(later), v, channel).mean(group)
+}
+""",
+    ),
     "commuted_attention": (
         "score s() = attention(queries.last(8), keys).mean(group, query) * values.norm(channel)",
         "score s() = values.norm(channel) * attention(queries.last(8), keys).mean(query, group)",
