@@ -417,7 +417,7 @@ def test_wrong_tensors():
         ((keys, values[:, :, :-1]), "the batch, heads and tokens of `keys`"),
         ((keys.double(), values.double()), "`keys` are f64"),
         ((keys, values.bfloat16()), "`values` is bf16, `keys` are f32"),
-        ((keys.half(), values.half()), "the module has code for `f32`, `bf16`.*--dtype=f16"),
+        ((keys.half(), values.half()), "the module has code for `f32`, `bf16`; convert the cache"),
         ((keys[:, :, :0], values[:, :, :0]), "at least one token"),
         ((keys.to_sparse(), values), "not a dense tensor"),
         ((keys, 3), "`values` is a int; need a torch tensor"),
