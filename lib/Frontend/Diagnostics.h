@@ -57,8 +57,8 @@ private:
   unsigned errors = 0;
 };
 
-/// The text on one line, as a message needs it: line ends, with comments before them and indentation
-/// after, are single spaces.
+/// The text on one line, as a message needs it: line ends, with comments before them and
+/// indentation after, are single spaces.
 std::string oneLine(llvm::StringRef text);
 
 /// The candidate that `name` is probably a misspelling of, or "".

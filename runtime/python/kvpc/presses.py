@@ -371,7 +371,8 @@ class Call:
             raise InputError(
                 "`keys` are on meta, and have no values; need the CPU to interpret", "kvm-device"
             )
-        if in_place and not torch.compiler.is_compiling():  # which Torch's own fallback would stumble over
+        # Torch's own fallback would stumble over it.
+        if in_place and not torch.compiler.is_compiling():
             for name, tensor in (("keys", keys), ("values", values)):
                 if tensor.is_neg():
                     raise InputError(
