@@ -112,8 +112,8 @@ Tensor kvpc::reference::at(const Tensor &input, StringRef name, const Tensor &in
   std::vector<int64_t> fromLine = offsets(line, input), fromIndex = offsets(out.axes, index);
   Tensor base(others, Element::Bool);
   std::vector<int64_t> row = offsets(out.axes, base), fromOther = offsets(others, input);
-  const Tensor *there = within && input.present && input.present->has(name) ? &*input.present
-                                                                            : nullptr;
+  const Tensor *there =
+      within && input.present && input.present->has(name) ? &*input.present : nullptr;
   std::vector<int64_t> thereLine, thereOther;
   if (there) {
     thereLine = offsets(line, *there);

@@ -285,9 +285,10 @@ TEST(Reuse, AFollowerTakesTheLeadersChoice) {
     // Whose real tokens stand elsewhere takes nothing.
     int64_t lengths[] = {6 - 2};
     follower.lengths = lengths;
-    EXPECT_EQ(textOf(press.plan(follower)),
-              "layer 3 takes the choice of layer 2, whose rows had other `lengths` or padding; give "
-              "both layers the same [kvm-state]");
+    EXPECT_EQ(
+        textOf(press.plan(follower)),
+        "layer 3 takes the choice of layer 2, whose rows had other `lengths` or padding; give "
+        "both layers the same [kvm-state]");
   }
 }
 
