@@ -151,8 +151,8 @@ def python_suite():
         report.unlink(missing_ok=True)
         code = run(
             [sys.executable, "-m", "pytest", f"test/{folder}", f"--junitxml={report}"]
-            # A file is one process's: its fixtures compile once.
-            + ["-n", JOBS, "--dist", "loadfile"],
+            # A file is one process's: its fixtures compile once. conftest.py says in what order.
+            + ["-n", JOBS, "--dist", "loadfile", "--no-loadscope-reorder"],
             log,
             SUITE_LIMIT_S,
         )

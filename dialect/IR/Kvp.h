@@ -46,6 +46,11 @@ bool isCacheAxis(llvm::StringRef name);
 /// a program has all of a pass.
 bool isEntryAxis(AxisAttr axis);
 
+/// The type of a value over axes; null of others.
+inline NamedTensorType tensorOf(mlir::Value v) {
+  return llvm::dyn_cast<NamedTensorType>(v.getType());
+}
+
 /// Names in an array of string attributes.
 llvm::SmallVector<llvm::StringRef> axisNames(mlir::ArrayAttr names);
 

@@ -20,11 +20,10 @@ using namespace mlir;
 using namespace kvpc;
 using kvp::Fn;
 using kvp::NamedTensorType;
+using kvp::tensorOf;
 
 /// On contractions whose small side does what was done to the stream, for `kvpc explain`.
 static constexpr StringRef kMoved = "kvp.moved";
-
-static NamedTensorType tensorOf(Value v) { return dyn_cast<NamedTensorType>(v.getType()); }
 
 static bool hasAxis(Value v, StringRef axis) {
   NamedTensorType type = tensorOf(v);

@@ -6,6 +6,7 @@ using namespace kvpc;
 using namespace kvpc::cut;
 using kvp::AxisAttr;
 using kvp::NamedTensorType;
+using kvp::tensorOf;
 
 /// Axes as a buffer holds them, outermost first: head, the entries, what an entry has.
 static NamedTensorType memoryOrder(NamedTensorType type, const Root &root) {
@@ -30,8 +31,6 @@ static NamedTensorType memoryOrder(NamedTensorType type, const Root &root) {
     std::rotate(last, last + 1, axes.end());
   return NamedTensorType::get(type.getContext(), axes, type.getElementType());
 }
-
-static NamedTensorType tensorOf(Value v) { return cast<NamedTensorType>(v.getType()); }
 
 /// More than one number an entry: as large as the keys themselves, or larger.
 static bool isWide(NamedTensorType type) {

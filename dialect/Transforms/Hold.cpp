@@ -8,6 +8,7 @@ using namespace kvpc;
 using namespace kvpc::cut;
 using kvp::AxisAttr;
 using kvp::NamedTensorType;
+using kvp::tensorOf;
 
 AxisAttr kvpc::cut::entryAxis(NamedTensorType type) {
   AxisAttr found;
@@ -16,8 +17,6 @@ AxisAttr kvpc::cut::entryAxis(NamedTensorType type) {
       found = axis;
   return found;
 }
-
-static NamedTensorType tensorOf(Value v) { return dyn_cast<NamedTensorType>(v.getType()); }
 
 /// An axis that is as long as the model is wide: with entries beside it a value is never held.
 constexpr StringRef kUnbounded = "feature";

@@ -48,7 +48,7 @@ struct PairKeys {
 };
 
 /// Not inlined: without masked loads of 16 bits it is a branch for each lane.
-__attribute__((noinline)) static Halves firstHalves(const uint16_t *from, int64_t count) {
+__attribute__((noinline)) static inline Halves firstHalves(const uint16_t *from, int64_t count) {
   return loadFirst<Halves>(from, count, uint16_t(0));
 }
 
