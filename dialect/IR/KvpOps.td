@@ -505,7 +505,7 @@ def Kvp_JoinOp : Kvp_Pure<"join", [AttrSizedOperandSegments]> {
 }
 
 def Kvp_AtOp : Kvp_Pure<"at"> {
-  let summary = 
+  let summary =
     "picks along an axis by index, clamped to the axis (of slots to those that a part has); a tensor's axes unite";
   let arguments = (ins Kvp_TensorType:$input, StrAttr:$axis, Kvp_Value:$index);
   let results = (outs Kvp_TensorType:$result);
