@@ -22,7 +22,7 @@ import kvpc
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 490  # the last chunk of 20 is short, and the window of 64 begins inside a chunk
 LAYERS = (0, 13, 29)
-QUICK = {"dtypes": "f32", "channels": 64, "targets": "x86-64-v3"}
+QUICK = {"dtypes": "f32", "channels": 64}
 TEXTS = (
     inspect.getsource(kvpress.presses.snapkv_press),
     inspect.getsource(kvpress.PyramidKVPress),  # without the licence that all files begin with

@@ -5,6 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import fake_presses as fake
 import pytest
@@ -78,6 +81,23 @@ def refused(path, code, *words):
     assert caught.value.code == code, caught.value
     for word in words:
         assert word in str(caught.value)
+
+
+def test_operators_are_loaded_once(monkeypatch):
+    """By whichever thread comes first: torch takes a second registration for an error."""
+    library = kvpc.library
+    library.ops()
+    monkeypatch.setattr(library, "_ops", None)
+    registered = []
+
+    def register():
+        time.sleep(0.05)
+        registered.append(threading.get_ident())
+
+    monkeypatch.setattr("kvpc.ops.register", register)
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(lambda _: id(library.ops()), range(4)))) == 1
+    assert len(registered) == 1
 
 
 def test_files_that_are_no_modules(tmp_path):

@@ -18,9 +18,7 @@ press retrieval(pattern: float[layer, head]) =
 
 def quick(program, defines=None, **arguments):
     """A press for these models alone: compiled once, not for every machine, dtype and head size."""
-    module = kvpc.compile(
-        program, defines=defines or {}, dtypes="f32", channels=0, targets="x86-64-v3"
-    )
+    module = kvpc.compile(program, defines=defines or {}, dtypes="f32", channels=0)
     return module.press(program if program in module.presses else None, **arguments)
 
 

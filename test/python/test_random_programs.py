@@ -24,7 +24,7 @@ LENGTHS = (600, 45)  # several tiles and segments, and less than one
 BOUND = 2e-5
 NUDGE = 2.0**-22
 MAGNIFIED = 16
-QUICK = {"dtypes": "f32", "channels": 0, "targets": "x86-64-v3"}
+QUICK = {"dtypes": "f32", "channels": 0}
 SMALL = {"layer": 1, "layers": 3}
 
 

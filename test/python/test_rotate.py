@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from checks import CAST, best_target, same_bits
+from checks import CAST, same_bits
 
 import kvpc
 
@@ -35,7 +35,7 @@ def turns(rope, positions, channels):
 
 
 def compiled(source, dtype="f32", **options):
-    return kvpc.compile(source, dtypes=dtype, channels=0, targets=best_target(), **options)
+    return kvpc.compile(source, dtypes=dtype, channels=0, **options)
 
 
 @pytest.mark.parametrize("optimization", ["O0", "O2"])
@@ -132,7 +132,6 @@ def test_expected_attention_stats(layout, channels, width, dtype):
             defines={"ahead": 64} | options,
             dtypes=dtype,
             channels=channels,
-            targets=best_target(),
         )
         weights = {"mu": mu, "cov": cov} if options.get("covariance", True) else {"mu": mu}
         if "cov" in module.presses["expected_attention_stats"].weights:
@@ -140,7 +139,7 @@ def test_expected_attention_stats(layout, channels, width, dtype):
         scores, _ = module.press(drop=0.5, eps=0.01, **weights).scores(keys, values, rope=rope)
         options = {"ahead": 64} | options
         wanted = expected(keys, values, mu[0], cov[0], rope, 300, eps=0.01, **options)
-        assert error(scores, wanted) <= 5e-6
+        assert error(scores, wanted) <= 1e-5
 
 
 def test_far_positions():
@@ -149,9 +148,7 @@ def test_far_positions():
     keys, values = (torch.randn(1, 2, 40, 64, generator=make) for _ in range(2))
     mu, cov = statistics(2, 2, 64)
     rope = rope_of(64)
-    module = kvpc.compile(
-        "expected_attention_stats", dtypes="f32", channels=64, targets=best_target()
-    )
+    module = kvpc.compile("expected_attention_stats", dtypes="f32", channels=64)
     press = module.press(drop=0.5, mu=mu, cov=cov)
     for seen in (100_000, 131_072, 10_000_000):
         wanted = expected(keys, values, mu[0], cov[0], rope, seen, 512)
@@ -209,9 +206,9 @@ def test_same_bits_alone_and_beside_others():
     keys, values = (torch.randn(2, 2, 200, 24, generator=make) for _ in range(2))
     mu, cov = statistics(2, 2, 24)
     rope = rope_of(16)
-    press = kvpc.compile(
-        "expected_attention_stats", dtypes="f32", channels=0, targets=best_target()
-    ).press(drop=0.5, mu=mu, cov=cov)
+    press = kvpc.compile("expected_attention_stats", dtypes="f32", channels=0).press(
+        drop=0.5, mu=mu, cov=cov
+    )
     lengths = torch.tensor([200, 77])
     for padding in ("left", "right"):
         together, _ = press.scores(keys, values, rope=rope, lengths=lengths, padding=padding)
@@ -268,7 +265,6 @@ def test_model(name, rope, chunks):
         defines={"ahead": 32},
         dtypes="f32",
         channels=0,
-        targets=best_target(),
         press="expected_attention",
     ).press(drop=0.5, eps=0.01)
 

@@ -5,9 +5,9 @@ parts beside it. In a source tree, they are those of build/release. The environm
 KVPC_BUILD names another folder, KVPC_COMPILER another executable.
 """
 
-import functools
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import torch
@@ -26,9 +26,21 @@ def _prefixes():
         yield here.parents[3] / "build" / "release"
 
 
-@functools.cache
+_ops = None
+_loading = threading.Lock()
+
+
 def ops():
-    """The operators torch.ops.kvpc, loaded once."""
+    """The operators torch.ops.kvpc, loaded once, whichever thread is first."""
+    global _ops
+    if _ops is None:
+        with _loading:
+            if _ops is None:
+                _ops = _load()
+    return _ops
+
+
+def _load():
     places = [prefix / "lib" / "libkvpc_torch.so" for prefix in _prefixes()]
     path = next((p for p in places if p.exists()), None)
     if path is None:
