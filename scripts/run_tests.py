@@ -155,6 +155,8 @@ def python_suite():
             + ["-n", JOBS, "--dist", "loadfile", "--no-loadscope-reorder"],
             log,
             SUITE_LIMIT_S,
+            # Threads of OpenMP that wait would take the cores from the other process of the tests.
+            OMP_WAIT_POLICY="PASSIVE",
         )
         results += settle(f"python:{folder}", from_junit("python", report), code, log)
     return settle("python", results, 0, "test/python")
