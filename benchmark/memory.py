@@ -17,11 +17,13 @@ ROWS = ("knorm", "snapkv", "pyramidkv", "per_layer", "think", "chunk_snap_think"
 # Tokens of the prompt; whether its cache is built, not read by the model; tokens decoded after it.
 MODELS = {
     "smollm2": (8000, False, 32),
+    "smollm2-shape": (8000, False, 32),
     "llama": (16000, True, 8),
     "small": (300, False, 4),
 }
 TITLES = {
     "smollm2": "SmolLM2-135M-Instruct, f32",
+    "smollm2-shape": "SmolLM2-135M's shape, random weights, f32",
     "llama": "8 layers of Llama-3-8B's shape, random weights, bf16",
     "small": "a random model of 4 small layers, f32",
 }
@@ -81,7 +83,11 @@ def options_of(arguments):
     add("--drop", type=float, default=0.5, help="what presses drop (default: %(default)s)")
     add("--decoded", type=int, help="tokens after the prompt (default: 32 and 8)")
     add("--threads", type=int, default=2, help="(default: %(default)s)")
-    add("--built", action="store_true", help="random keys and values instead of a prefill")
+    add(
+        "--built",
+        action=argparse.BooleanOptionalAction,
+        help="random keys and values instead of a prefill (default: for llama)",
+    )
     add("--no-peer", dest="peer", action="store_false", help="no kvpress")
     add(
         "--json",
@@ -110,7 +116,7 @@ def cases_of(options, model):
     case = {
         "model": model,
         "tokens": options.tokens or tokens,
-        "built": built or options.built,
+        "built": built if options.built is None else options.built,
         "decoded": options.decoded or decoded,
         "drop": options.drop,
         "threads": options.threads,

@@ -44,11 +44,25 @@ SMALL = LLAMA | {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-RANDOM = {"llama": (LLAMA, torch.bfloat16), "small": (SMALL, torch.float32)}
+SMOLLM2 = LLAMA | {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "vocab_size": 49152,
+}
+RANDOM = {
+    "llama": (LLAMA, torch.bfloat16),
+    "smollm2-shape": (SMOLLM2, torch.float32),
+    "small": (SMALL, torch.float32),
+}
 
 # Thresholds of dms times the tokens of the prompt, at which it drops about half. Random keys draw
 # even attention.
-THRESHOLDS = {"smollm2": 0.15, "llama": 1.0, "small": 1.0}
+THRESHOLDS = {"smollm2": 0.15, "smollm2-shape": 1.0, "llama": 1.0, "small": 1.0}
 
 
 def random_llama(shape, dtype):
