@@ -172,7 +172,7 @@ private:
                llvm::function_ref<void(const Indices &)> body);
   llvm::SmallVector<Range> bufferRanges(const Row &row, mlir::Value buffer, llvm::StringRef over,
                                         mlir::Value from, mlir::Value to);
-  mlir::Value axesOf(mlir::Value buffer);
+  mlir::Value axesOf(mlir::Value buffer, llvm::StringRef axis);
   mlir::Value bufferExtent(const Row &row, mlir::Value buffer, llvm::StringRef axis, bool upper);
   mlir::Value axisStride(const Row &row, mlir::Value buffer, unsigned axis);
   mlir::Value taskBytes(const Row &row, mlir::Value buffer);

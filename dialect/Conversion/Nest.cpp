@@ -23,8 +23,9 @@ bool Kernel::isPanel(Value buffer) {
                       [&](Operation *op) { return isa<kvplan::PackOp, kvplan::PackFormOp>(op); });
 }
 
-/// A tensor that stands for the axes of a buffer: what is written to it, else a load of it.
-Value Kernel::axesOf(Value buffer) {
+/// A tensor that stands for an axis of a buffer: what is written to it, else a load of it, else
+/// what it is made of.
+Value Kernel::axesOf(Value buffer, StringRef axis) {
   if (Value written = kvplan::writtenTo(buffer))
     return written;
   for (Operation *user : buffer.getUsers())
@@ -36,7 +37,10 @@ Value Kernel::axesOf(Value buffer) {
     if (auto pack = dyn_cast<kvplan::PackFormOp>(user))
       return pack.getMatrix();
     if (auto statistics = dyn_cast<kvplan::StatisticsOp>(user))
-      return axesOf(statistics.getBuffer());
+      return axesOf(statistics.getBuffer(), axis);
+    if (auto contract = dyn_cast<kvplan::ContractOp>(user); contract && !isPanel(buffer))
+      return contract.getStream().getType().hasAxis(axis) ? contract.getStream()
+                                                          : axesOf(contract.getPanels(), axis);
   }
   error(pipeline, "a buffer is never written");
   return {};
@@ -55,7 +59,7 @@ Value Kernel::bufferExtent(const Row &row, Value buffer, StringRef axis, bool up
     return e.ceilDiv(upper ? field(row, offsetof(kvpc_call, tokens))
                            : length(row, cacheOfState(attr.getState())),
                      everyOf(buffer));
-  Value tensor = axesOf(buffer);
+  Value tensor = axesOf(buffer, axis);
   Value n = upper ? bound(row, tensor, axis) : extent(row, tensor, axis);
   return base == "part" ? e.ceilDiv(n, everyOf(buffer)) : n;
 }
@@ -71,24 +75,19 @@ Value Kernel::axisStride(const Row &row, Value buffer, unsigned i) {
     return e.div(slotI64(row, buffers[buffer].stride), e.constant(bytesOf(storageOf(buffer))));
   if (axes[i].getName() == "head")
     return e.constant(0);
-  auto inner = axes.drop_front(i + 1);
+  bool entry = kvp::isEntryAxis(axes[i]), rows = false;
   Value stride = e.constant(1);
-  if (kvp::isEntryAxis(axes[i])) {
-    bool rows = false;
-    for (kvp::AxisAttr axis : inner) {
-      stride = e.mul(stride, bufferExtent(row, buffer, axis.getName(), /*upper=*/true));
-      rows |= axis.getName() != "slot";
-    }
-    // Rows on lanes start at whole vectors, unless they fill none.
-    return rows ? e.select(e.less(stride, e.constant(16)), stride, e.roundUp(stride, 16)) : stride;
-  }
   for (unsigned j = i + 1; j < axes.size(); ++j) {
     if (kvp::isEntryAxis(axes[j]))
       return e.mul(stride, e.mul(bufferExtent(row, buffer, axes[j].getName(), true),
                                  axisStride(row, buffer, j)));
-    stride = e.mul(stride, bufferExtent(row, buffer, axes[j].getName(), false));
+    stride = e.mul(stride, bufferExtent(row, buffer, axes[j].getName(), /*upper=*/entry));
+    rows |= axes[j].getName() != "slot";
   }
-  return stride;
+  if (!entry || !rows)
+    return stride;
+  // Rows on lanes start at whole vectors, unless they fill none.
+  return e.select(e.less(stride, e.constant(16)), stride, e.roundUp(stride, 16));
 }
 
 /// Bytes of a buffer for one task, a multiple of 64.
@@ -203,9 +202,9 @@ SmallVector<Kernel::Range> Kernel::bufferRanges(const Row &row, Value buffer, St
       ranges.push_back({name.str(), from, to, std::nullopt});
       continue;
     }
-    ranges.push_back(
-        {name.str(), e.constant(0), bufferExtent(row, buffer, name, false),
-         axesOf(buffer) && name != "slot" ? staticExtent(axesOf(buffer), name) : std::nullopt});
+    Value tensor = axesOf(buffer, name);
+    ranges.push_back({name.str(), e.constant(0), bufferExtent(row, buffer, name, false),
+                      tensor && name != "slot" ? staticExtent(tensor, name) : std::nullopt});
   }
   return ranges;
 }
@@ -280,12 +279,13 @@ Value Kernel::partialBase(const Row &row, Value buffer, Value segment) {
   return e.at(slotPtr(row, buffers[buffer].partials), e.mul(index, width));
 }
 
-/// Elements of a buffer of one task, dense in the row's extents.
+/// Elements of a buffer of one task, those between its rows included.
 Value Kernel::elementCount(const Row &row, Value buffer) {
-  Value count = e.constant(1);
-  for (const Range &r : bufferRanges(row, buffer, "", {}, {}))
-    count = e.mul(count, r.to);
-  return count;
+  for (auto [i, axis] :
+       llvm::enumerate(cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes()))
+    if (axis.getName() != "head")
+      return e.mul(bufferExtent(row, buffer, axis.getName(), false), axisStride(row, buffer, i));
+  return e.constant(1);
 }
 
 /// Whether an element takes a reduction inside its entry.
@@ -299,9 +299,9 @@ void Kernel::accumulate(const Row &row, kvplan::AccumulateOp op, StringRef over,
                         Value from, Value to, Value first) {
   if (accumulateOuter(row, op, over, segment, from, to, first))
     return;
-  Value buffer = op.getBuffer();
+  TypedValue<kvplan::BufferType> buffer = op.getBuffer();
   Fold fold = foldOf(op.getKind());
-  Type element = op.getBuffer().getType().getTensor().getElementType();
+  Type element = buffer.getType().getTensor().getElementType();
   SmallVector<Range> ranges = bufferRanges(row, buffer, "", {}, {});
   SmallVector<StringRef> names =
       llvm::map_to_vector(ranges, [](const Range &r) -> StringRef { return r.axis; });
@@ -311,11 +311,10 @@ void Kernel::accumulate(const Row &row, kvplan::AccumulateOp op, StringRef over,
   Value base = partialBase(row, buffer, segment);
   Storage storage = storageOf(buffer);
   auto addressOf = [&](const Indices &at) {
-    Value offset = e.constant(0), stride = e.constant(1);
-    for (const Range &r : llvm::reverse(ranges)) {
-      offset = e.add(offset, e.mul(at.find(r.axis)->base, stride));
-      stride = e.mul(stride, r.to);
-    }
+    Value offset = e.constant(0);
+    for (auto [i, axis] : llvm::enumerate(buffer.getType().getTensor().getAxes()))
+      if (!row.head || axis.getName() != "head")
+        offset = e.add(offset, e.mul(at.find(axis.getName())->base, axisStride(row, buffer, i)));
     return e.at(base, e.mul(offset, bytesOf(storage)));
   };
   auto elementAt = [&](const Indices &here) {

@@ -101,7 +101,7 @@ Value Kernel::passEntries(const Row &row, kvplan::PassOp op, bool upper) {
     else if (auto fold = dyn_cast<kvplan::FoldOp>(inner))
       swept = fold.getValue();
     else if (auto statistics = dyn_cast<kvplan::StatisticsOp>(inner))
-      swept = axesOf(statistics.getBuffer());
+      swept = axesOf(statistics.getBuffer(), axis);
     if (swept && cast<kvp::NamedTensorType>(swept.getType()).getAxis(axis) == op.getOver())
       return upper ? bound(row, swept, axis) : extent(row, swept, axis);
   }

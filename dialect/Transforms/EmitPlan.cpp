@@ -231,8 +231,13 @@ void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
   }
   case Root::Pack:
     if (root.form) {
-      kvplan::PackFormOp::create(b, evaluate(b, root.rows, here, root), root.form.getRow(),
-                                 root.form.getColumn(), root.buffer);
+      // Weights are read where they are given, except by this.
+      Value matrix = isa<BlockArgument>(root.rows)
+                         ? kvplan::LoadOp::create(b, tensorOf(root.rows),
+                                                  roots[rootOf[root.rows]].buffer.getResult())
+                               .getResult()
+                         : evaluate(b, root.rows, here, root);
+      kvplan::PackFormOp::create(b, matrix, root.form.getRow(), root.form.getColumn(), root.buffer);
       break;
     }
     kvplan::PackOp::create(b, evaluate(b, root.rows, here, root), root.buffer,

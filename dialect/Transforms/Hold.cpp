@@ -502,15 +502,21 @@ LogicalResult Program::hold() {
     else if (auto mask = dyn_cast<kvp::MaskOp>(op))
       apart[mask.getResult().getType().getState()] = apart[mask.getCache().getType().getState()] ||
                                                      tensorOf(mask.getCondition()).hasAxis("head");
-    // A program may select by a weight, which no operation made, or put it in order.
-    if (isa<kvp::TopkOp, kvp::MaskOp, kvp::ReturnOp>(op) || isWholeRow(&op))
-      for (Value operand : op.getOperands())
-        if (tensorOf(operand) && !rootOf.contains(operand)) {
-          Root root{Root::Store};
-          root.value = operand;
-          root.key = keyOf(operand);
-          add(root);
-        }
+    // A program may select by a weight, which no operation made, put it in order, or take a form by
+    // it.
+    auto form = dyn_cast<kvp::FormOp>(op);
+    SmallVector<Value> inMemory;
+    if (form)
+      inMemory = {form.getMatrix()};
+    else if (isa<kvp::TopkOp, kvp::MaskOp, kvp::ReturnOp>(op) || isWholeRow(&op))
+      inMemory = llvm::to_vector(op.getOperands());
+    for (Value operand : inMemory)
+      if (tensorOf(operand) && !rootOf.contains(operand)) {
+        Root root{Root::Store};
+        root.value = operand;
+        root.key = keyOf(operand);
+        add(root);
+      }
     if (failed(holdOp(op)))
       return failure();
   }

@@ -107,6 +107,15 @@ struct Decompose {
     return where ? map(Fn::Where, {where, y, real(0)}) : y;
   }
 
+  /// Whether a buffer holds the entries of an axis one after another, each with its rows: what the
+  /// primitive of softmax sweeps over.
+  bool hasStatistics(Value x, StringRef axis) {
+    auto axes = llvm::make_filter_range(typeOf(x).getAxes(),
+                                        [](kvp::AxisAttr a) { return a.getName() != "head"; });
+    return (*axes.begin()).getName() == axis && isEntryAxis(x, axis) &&
+           llvm::none_of(llvm::drop_begin(axes), kvp::isEntryAxis);
+  }
+
   Value softmaxShort(Value x, StringRef axis, Value where) {
     Value top = reduce(Reduction::Max, x, {axis}, where);
     Value e = map(Fn::Exp, map(Fn::Sub, {x, top}));
@@ -290,7 +299,7 @@ struct Decompose {
         .Case(
             [&](kvp::NormalizeOp n) { return normalize(n.getInput(), n.getAxis(), n.getWhere()); })
         .Case([&](kvp::SoftmaxOp s) -> Value {
-          if (!isEntryAxis(s.getInput(), s.getAxis()))
+          if (!hasStatistics(s.getInput(), s.getAxis()))
             return softmaxShort(asFloat(s.getInput()), s.getAxis(), s.getWhere());
           if (!s.getWhere())
             return {};

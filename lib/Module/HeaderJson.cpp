@@ -101,6 +101,7 @@ json::Object pressJson(kvp::PressOp press, llvm::ArrayRef<ModuleVariant> variant
       {"data_counts", summary.dataCounts},
       {"drops_tokens", summary.dropsTokens},
       {"drops_channels", summary.dropsChannels},
+      {"equal_channels", summary.equalChannels},
       {"reuse", summary.reuse},
       {"leader_inputs", names(summary.leaderInputs)},
       {"score_axes", summary.scoreAxes ? json::Value(names(*summary.scoreAxes)) : nullptr},

@@ -119,6 +119,55 @@ void summarizeInputs(kvp::PressOp press, PressSummary &out) {
       out.leaderInputs.push_back(name);
 }
 
+/// Whether somewhere an axis runs along channels of keys (or of queries, or of a weight, which have
+/// as many) and of values at once.
+bool joinsChannels(kvp::PressOp press) {
+  enum Side { Keys = 1, Values = 2 };
+  std::map<std::pair<void *, std::string>, int> sides; // of a value's axis
+  auto typeOf = [](Value v) { return dyn_cast<kvp::NamedTensorType>(v.getType()); };
+  auto isChannel = [](kvp::AxisAttr axis) { return axis.getName().rtrim('\'') == "channel"; };
+  auto set = [&](Value v, StringRef axis, int side) {
+    if (side)
+      sides[{v.getAsOpaquePointer(), axis.str()}] = side;
+  };
+  auto get = [&](Value v, StringRef axis) {
+    auto it = sides.find({v.getAsOpaquePointer(), axis.str()});
+    return it == sides.end() ? 0 : it->second;
+  };
+  for (Value argument : press.getBody().front().getArguments())
+    if (auto type = typeOf(argument))
+      for (kvp::AxisAttr axis : llvm::make_filter_range(type.getAxes(), isChannel))
+        set(argument, axis.getName(), Keys);
+  for (Operation &op : press.getBody().front()) {
+    std::map<std::string, int> met;
+    for (Value operand : op.getOperands())
+      if (auto type = typeOf(operand))
+        for (kvp::AxisAttr axis : llvm::make_filter_range(type.getAxes(), isChannel))
+          met[axis.getName().str()] |= get(operand, axis.getName());
+    if (auto topk = dyn_cast<kvp::TopkOp>(op); topk && topk.getElementAxis() == "channel")
+      met["channel"] |= Keys;
+    if (llvm::any_of(met, [](const auto &axis) { return axis.second == (Keys | Values); }))
+      return true;
+    auto input = dyn_cast<kvp::InputOp>(op);
+    auto rename = dyn_cast<kvp::RenameOp>(op);
+    for (Value result : op.getResults())
+      if (auto type = typeOf(result))
+        for (kvp::AxisAttr axis : llvm::make_filter_range(type.getAxes(), isChannel)) {
+          StringRef name = axis.getName();
+          if (input)
+            set(result, name,
+                input.getInput() == kvp::Input::Values ||
+                        input.getInput() == kvp::Input::Output_weight
+                    ? Values
+                    : Keys);
+          else
+            set(result, name,
+                met[(rename && name == rename.getTo() ? rename.getFrom() : name).str()]);
+        }
+  }
+  return false;
+}
+
 void summarizeSelections(kvp::PressOp press, PressSummary &out) {
   for (Operation &op : press.getBody().front()) {
     out.reuse = std::max(out.reuse, sharedLayers(&op) > 1 ? sharedLayers(&op) : 0);
@@ -202,6 +251,7 @@ PressSummary kvpc::summarize(kvp::PressOp press) {
   PressSummary out;
   summarizeParameters(press, out);
   summarizeSelections(press, out);
+  out.equalChannels = joinsChannels(press);
   summarizeInputs(press, out);
   summarizeScore(press, out);
   return out;

@@ -238,6 +238,11 @@ Failure BoundPress::plan(Call &call) const {
     return Error{ErrorCode::Parameter, std::string("`scale` is ") +
                                            (std::isnan(raw.scale) ? "NaN" : "infinite as f32") +
                                            "; need a finite number"};
+  if (press->equalChannels && raw.channels != raw.value_channels)
+    return Error{ErrorCode::Channels,
+                 "keys and values have " + std::to_string(raw.channels) + " and " +
+                     std::to_string(raw.value_channels) + " channels; `" + press->name +
+                     "` takes both along one axis `channel`: they must have as many"};
   if (auto error = bindRows(call))
     return error;
   if (auto error = bindQueries(call))

@@ -330,6 +330,34 @@ Failure BoundPress::bindQueries(Call &call) const {
   return {};
 }
 
+/// What is not of the type or in the range that the program gives a tensor. `float` without a range
+/// takes anything, and nothing is read.
+static Failure checkElements(const Parameter &parameter, const TensorRef &tensor) {
+  bool whole = parameter.type == "int", fraction = parameter.type == "fraction";
+  if (!whole && !fraction && !parameter.min && !parameter.max)
+    return {};
+  int64_t count = 1;
+  for (int axis = 0; axis < tensor.rank; ++axis)
+    count *= tensor.size[axis];
+  const auto *x = static_cast<const float *>(tensor.data);
+  const float *end = x + count;
+  const float *wrong = std::find_if_not(x, end, [&](float v) {
+    return (!whole || v == std::floor(v)) && (!fraction || (v >= 0 && v < 1)) &&
+           (!parameter.min || v >= *parameter.min) && (!parameter.max || v <= *parameter.max);
+  });
+  if (wrong == end)
+    return {};
+  std::string need = whole      ? "whole numbers"
+                     : fraction ? "fractions, at least 0 and less than 1"
+                                : "numbers";
+  if (parameter.min)
+    need += ", " + Value::ofFloat(*parameter.min).str() + " at least";
+  if (parameter.max)
+    need += ", " + Value::ofFloat(*parameter.max).str() + " at most";
+  return Error{ErrorCode::Parameter,
+               "`" + parameter.name + "` holds " + Value::ofFloat(*wrong).str() + "; need " + need};
+}
+
 Failure BoundPress::bindWeights(Call &call) const {
   kvpc_call &raw = call.raw;
   call.rawWeights.assign(press->weights.size(), {});
@@ -377,6 +405,9 @@ Failure BoundPress::bindWeights(Call &call) const {
       if (tensor.size[axis] != 1 && tensor.stride[axis] != dense)
         return Error{ErrorCode::Stride,
                      "`" + weight.name + "` is not contiguous; make a copy of it"};
+    if (const Parameter *parameter = press->parameter(weight.name))
+      if (auto error = checkElements(*parameter, tensor))
+        return error;
     std::copy(tensor.size, tensor.size + tensor.rank,
               call.weightSizes.begin() + ptrdiff_t(n * TensorRef::maxRank));
     call.rawWeights[n].data = tensor.data;

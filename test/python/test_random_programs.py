@@ -16,7 +16,7 @@ import kvpc
 
 COUNT = 200
 GROUP = 10
-CHANNELS = 16
+CHANNELS = 20  # more than a vector, and no whole vectors
 HEADS = 3  # more than are in flight at once
 LENGTHS = (600, 45)  # several tiles and segments, and less than one
 # Scores may differ by this, relative to the largest of their row and head, or where the program
@@ -62,6 +62,19 @@ score m() = {
   let p = keys.norm(channel).partition(token, 16)
   return (p.at(slot, 13) + position.partition(token, 16)).join(fill = -1)
     + p.softmax(slot).at(slot, 40).max(part) + p.at(slot, p.index(part)).mean(part)
+}
+""",
+    # Their rows are other entries, or another order of axes, than softmax sweeps over.
+    "softmax_beside_other_entries": """
+score m() = dot(keys, keys.partition(token, 4).mean(slot), channel).softmax(part).max(part)
+  + attention(keys.rename(token -> token'), keys).mean(token')
+  + keys.rename(head -> head').norm(channel).softmax(token).max(head')
+""",
+    "parts_meet_tokens": """
+score m() = {
+  let p = keys.partition(token, 16)
+  return (p.mean(slot) - keys).abs().max(part).sum(channel) + (p * keys).max(part, slot).sum(channel)
+    + (keys - keys.rename(token -> token')).abs().max(token').sum(channel)
 }
 """,
     "heads_by_channel": "score m() = values.at(head, index(channel)).sum(channel)",
