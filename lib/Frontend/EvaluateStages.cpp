@@ -273,7 +273,7 @@ bool Evaluator::applyTopk(const CallExpr &call, const Arguments &args, Env &env)
     auto *host = share.as<Host>();
     if (!host || host->element == Element::Bool)
       return typeError(expr, "`at_least` of `topk`", "a number of the host", share), false;
-    if (!args.values[2]) {
+    if (!together.heads) { // else each head has its whole budget anyway
       error(expr.loc(), Diag::AtLeastAlone);
       return false;
     }

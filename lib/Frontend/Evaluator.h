@@ -226,8 +226,8 @@ private:
   Value rankLayers(const CallExpr &call, const Tensor &x, llvm::ArrayRef<llvm::StringRef> over);
   std::shared_ptr<const Layers> layersOfMap(kvp::Fn fn, llvm::ArrayRef<Operand> operands,
                                             mlir::Value slice, mlir::Location loc);
-  mlir::Value averageTurn(mlir::Value value, llvm::SmallVectorImpl<llvm::StringRef> &over,
-                          mlir::Location loc);
+  mlir::Value averageTurn(kvp::Reduction kind, mlir::Value value,
+                          llvm::SmallVectorImpl<llvm::StringRef> &over, mlir::Location loc);
   Value reduceTensor(kvp::Reduction kind, Tensor x, llvm::ArrayRef<llvm::StringRef> over,
                      mlir::Value where, mlir::Location loc);
   Value evaluateAlong(const CallExpr &call, BuiltinId id, const Arguments &args, Env &env);

@@ -211,6 +211,28 @@ def test_layers_that_share_a_choice():
         press.compress(keys, values, layer=1, layers=4)
 
 
+def test_static_parameters_of_wrong_types():
+    for given, need in (
+        ({"window": "3"}, "a whole number"),
+        ({"window": [3]}, "a whole number"),
+        ({"window": torch.ones(3)}, "a whole number"),
+    ):
+        with pytest.raises(kvpc.ArgumentError, match=f"^`window` is .*; need {need}") as caught:
+            kvpc.press("snapkv", drop=0.5, **given)
+        assert type(caught.value) is kvpc.ArgumentError and caught.value.code == "kvm-parameter"
+    with pytest.raises(kvpc.ArgumentError, match=r"`inner` is 'tova'; need source text of a score"):
+        kvpc.press("chunkkv", inner="tova", drop=0.5)
+
+
+def test_what_is_not_there():
+    with pytest.raises(kvpc.CompileError, match="no press of that name") as caught:
+        kvpc.press("snapvk")
+    assert caught.value.code == "kvpc-program"
+    with pytest.raises(kvpc.CompileError, match="cannot read") as caught:
+        kvpc.compile("nowhere.kv")
+    assert caught.value.code == "kvpc-file"
+
+
 def test_wrong_programs():
     with pytest.raises(kvpc.CompileError) as caught:
         kvpc.compile("score s() = keys.norm(chanel)\n")

@@ -289,6 +289,13 @@ score m(w: float[head, channel]) = {
   return dot(rotate(keys, t).mean(ahead), w, channel) + dot(rotate(values, -t).sum(ahead) / 5, w, channel)
 }
 """,
+    "sums_of_turns": """
+score m() = {
+  let t = position - index([ahead: 5]) * (1 + index([far: 3]))
+  return rotate(keys, t).sum(ahead, far).norm(channel) + rotate(values, t).sum(channel, far).max(ahead)
+    + rotate(keys, t).sum(far, where = index([far: 3]) > 0).mean(ahead).sum(channel)
+}
+""",
     "turned_queries": """
 score m() = dot(rotate(queries.last(4).unrotated.mean(query), seen + index([ahead: 7])).mean(ahead), keys, channel).max(group)
 """,

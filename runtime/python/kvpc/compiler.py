@@ -22,6 +22,14 @@ from .budget import Budget
 from .errors import ArgumentError, CompileError, Error, diagnostics_of, of_runtime
 from .module import load
 
+_NEEDED = {
+    "int": "a whole number",
+    "bool": "True or False",
+    "fraction": "a number, at least 0 and less than 1",
+    "budget": "kvpc.drop(r) or kvpc.keep(n) among the `defines`",
+    "score": 'source text of a score, such as "tova()"',
+    "press": 'source text of a press, such as "chunkkv()"',
+}
 _DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
@@ -109,6 +117,9 @@ def press(program, *, name=None, defines=None, **parameters):
     chosen = name or _only(module, program)
     known = module.presses[chosen].parameters if chosen in module.presses else {}
     fixed = {*sure, *static, *(k for k in scalars if k in known and known[k].static)}
+    for key in known.keys() & parameters.keys() - fixed:
+        if known[key].static and parameters[key] is not None:
+            raise _wrong(key, parameters[key], _NEEDED.get(known[key].type, "a number"))
     return module.press(chosen, **{k: v for k, v in parameters.items() if k not in fixed})
 
 
@@ -264,7 +275,7 @@ def _program(program):
             return str(path), path.read_text("utf-8", "surrogateescape"), path.parent
         except OSError as error:
             reason = error.strerror.lower()
-            raise CompileError(f"cannot read `{path}`: {reason}") from None
+            raise CompileError(f"cannot read `{path}`: {reason} [kvpc-file]") from None
     if re.fullmatch(r"\w+", program):
         return program, None, None
     return "source.kv", program, None
