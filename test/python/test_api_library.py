@@ -224,6 +224,22 @@ def test_static_parameters_of_wrong_types():
         kvpc.press("chunkkv", inner="tova", drop=0.5)
 
 
+def test_queries_of_tokens_are_those_of_one_pass():
+    source = "press m() = queries.norm(channel).mean(group).rename(query -> token) |> topk(keep(3))"
+    press = kvpc.compile(source, **QUICK).press()
+    keys, values, queries = (torch.randn(1, h, 9, 8) for h in (2, 2, 4))
+    norms = queries.norm(dim=-1).view(1, 2, 2, 9).mean(2)
+    kept = press.compress(keys, values, queries=queries).tokens
+    assert torch.equal(kept, norms.topk(3, -1).indices.sort(-1).values)
+    positions = torch.arange(9)[None] * 2
+    for backend in ("compiled", "reference"):
+        with pytest.raises(kvpc.RequireError, match="needs the queries of all tokens"):
+            press.compress(
+                keys, values, queries=queries, original_positions=positions, seen=20,
+                backend=backend,
+            )  # fmt: skip
+
+
 def test_what_is_not_there():
     with pytest.raises(kvpc.CompileError, match="no press of that name") as caught:
         kvpc.press("snapvk")
