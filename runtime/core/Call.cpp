@@ -227,12 +227,10 @@ Result<BoundPress::Entries> BoundPress::choose(const Call &call) const {
   if (best)
     return Entries{best->plan, best->run};
   if (sizes.empty()) {
-    bool compiles = call.keys.element == Element::F32 || call.keys.element == Element::BF16;
     std::string element(elementName(call.keys.element));
     return Error{ErrorCode::Dtype,
                  "`keys` are " + element + "; the module has code for " + quoteList(dtypes) +
-                     "; convert the cache" +
-                     (compiles ? ", or compile the press with `--dtype=" + element + "`" : "")};
+                     "; convert the cache, or compile the press with `--dtype=" + element + "`"};
   }
   return Error{
       ErrorCode::Channels,

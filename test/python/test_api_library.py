@@ -63,6 +63,18 @@ def test_bf16():
     same(out, press.compress(keys, values, queries=queries, backend="reference"))
 
 
+def test_f16():
+    keys, values, queries = (x.half() for x in tensors(channels=64))
+    press = kvpc.compile("snapkv", dtypes=("f16",), channels=64).press(drop=0.5)
+    out = press.compress(keys, values, queries=queries)
+    same = press.compress(keys, values, queries=queries, backend="reference")
+    assert out.keys.dtype == torch.float16 and torch.equal(out.tokens, same.tokens)
+    index = out.tokens[..., None].expand(-1, -1, -1, 64)
+    assert torch.equal(out.values, values.gather(2, index))
+    with pytest.raises(kvpc.InputError, match="the module has code for `f16`"):
+        press.compress(keys.float(), values.float(), queries=queries.float())
+
+
 def test_source_text_with_a_score_as_parameter():
     source = """
 ## Chunks of any score.

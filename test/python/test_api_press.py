@@ -467,7 +467,10 @@ def test_wrong_tensors():
         ((keys, values[:, :, :-1]), "the batch, heads and tokens of `keys`"),
         ((keys.double(), values.double()), "`keys` are f64"),
         ((keys, values.bfloat16()), "`values` is bf16, `keys` are f32"),
-        ((keys.half(), values.half()), "the module has code for `f32`, `bf16`; convert the cache"),
+        (
+            (keys.half(), values.half()),
+            "`f32`, `bf16`; convert the cache, or compile the press with `--dtype=f16`",
+        ),
         ((keys[:, :, :0], values[:, :, :0]), "at least one token"),
         ((keys.to_sparse(), values), "not a dense tensor"),
         ((keys, 3), "`values` is a int; need a torch tensor"),

@@ -600,7 +600,8 @@ def call_for(press, nudged=0):
     call["rope"] = kvpc.Rope(30.0 ** -torch.arange(0, 1, 2.2 / CHANNELS)[: 3 * CHANNELS // 8], 1.1)
     if "output_weight" in press.inputs:  # more features than a block has rows
         make = torch.Generator().manual_seed(7)
-        call["output_weight"] = torch.randn(150, 2 * HEADS * CHANNELS, generator=make) / 8
+        weight = torch.randn(150, 2 * HEADS * CHANNELS, generator=make) / 8
+        call["output_weight"] = weight.to(call["keys"].dtype)
     return call
 
 
@@ -705,6 +706,24 @@ def test_corner(tmp_path, monkeypatch, name):
     source = CORNERS[name]
     kind = "press" if "press m" in source else "score"
     one = Program("m", kind, source, tensors=WEIGHTS.get(name, {}))
+    check(one, [compiled([one], level) for level in ("O0", "O2")])
+
+
+@pytest.mark.parametrize("seed", range(3, COUNT, 25))
+def test_f16(tmp_path, monkeypatch, seed):
+    """Storage of another dtype: the same programs on caches of it."""
+    monkeypatch.setenv("KVPC_CACHE", str(tmp_path))
+    one = program(seed)
+    monkeypatch.setitem(QUICK, "dtypes", "f16")
+    plain = rows_of
+
+    def halved(nudged=0):
+        out = plain(nudged)
+        for r in out:
+            r.keys, r.values, r.queries = r.keys.half(), r.values.half(), r.queries.half()
+        return out
+
+    monkeypatch.setitem(globals(), "rows_of", halved)
     check(one, [compiled([one], level) for level in ("O0", "O2")])
 
 

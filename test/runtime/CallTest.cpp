@@ -164,7 +164,8 @@ TEST_F(Refusals, StridesAndTypes) {
   EXPECT_NE(plan("last").find("`keys` are f64; need `f32`"), std::string::npos);
   call.keys.element = call.values.element = Element::F16;
   EXPECT_EQ(plan("last"),
-            "`keys` are f16; the module has code for `f32`, `bf16`; convert the cache [kvm-dtype]");
+            "`keys` are f16; the module has code for `f32`, `bf16`; convert the cache, or "
+            "compile the press with `--dtype=f16` [kvm-dtype]");
 }
 
 TEST_F(Refusals, Inputs) {

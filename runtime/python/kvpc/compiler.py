@@ -51,7 +51,7 @@ def compile(
                   (a pathlib.Path, or text that ends in `.kv`), or source text
     defines       static parameters by name (`"window"`, or `"snapkv.window"` of one press): Python
                   values, or source text, as scores and presses need: `{"inner": "tova()"}`
-    dtypes        of the cache, e.g. `("f32", "bf16")` or torch dtypes
+    dtypes        of the cache, of `"f32"`, `"bf16"`, `"f16"`, or torch dtypes; left out: the first two
     channels      head sizes to specialise for; 0 stands for any
     targets       instruction sets, of `x86-64-v3`, `x86-64-v4`, `x86-64-v4+avx512bf16`. Left out:
                   this machine's (or KVPC_TARGET's) alone, as the module is for this process; to
@@ -241,7 +241,7 @@ def _options(defines, dtypes, channels, targets, press, optimization, workspace,
     options = [f"-D{name}={_source_text(name, value)}" for name, value in defines]
     options += [f"-I{Path(folder).absolute()}" for folder in include]
     if dtypes is not None:
-        dtypes = _list("dtypes", dtypes, str | torch.dtype, 'a torch dtype, "f32" or "bf16"')
+        dtypes = _list("dtypes", dtypes, str | torch.dtype, 'a torch dtype, "f32", "bf16" or "f16"')
         options.append("--dtype=" + ",".join(_DTYPES.get(d, str(d)) for d in dtypes))
     if channels is not None:
         options.append("--channels=" + ",".join(map(str, _channels(channels))))

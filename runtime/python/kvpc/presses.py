@@ -197,7 +197,7 @@ class Press:
         leaves whole (a press of channels leaves the values so): without `lengths` they are the
         given ones, not a copy.
 
-        keys, values       [batch, head, token, channel] in f32 or bf16, as the module has code
+        keys, values       [batch, head, token, channel] in f32, bf16 or f16, as the module has code
                            for, any strides with contiguous channels; all inputs have one dtype
         queries            [batch, query head, query, channel], rotated; each row's end at its own
                            last real token. At least as many as `inputs` lists, or as the longest
