@@ -153,10 +153,15 @@ std::pair<Value, Value> Kernel::layout(const Row &row, Value workspace, Value st
   Value selecting = e.roundUp(e.call("kvpc_prim_select_scratch", e.i64(), longest), 64);
   Value ids = e.roundUp(e.mul(longest, 4), 64);
   Value ordering = e.roundUp(e.call("kvpc_prim_order_scratch", e.i64(), longest), 64);
-  // Axes that are ranked as one, a head's share: scores, ranks, two conditions beside the rest.
+  // Axes that are taken as one, a head's share: values, their order, two conditions beside the
+  // rest.
   pipeline.walk([&](kvplan::OrderOp op) {
-    if (!op.getOver())
+    if (!op.getOver()) {
+      StringRef axis = op.getInput().getType().getTensor().getAxes().back().getName();
+      Value n = bufferExtent(row, op.getInput(), axis, /*upper=*/true);
+      ordering = e.max(ordering, e.roundUp(e.call("kvpc_prim_order_scratch", e.i64(), n), 64));
       return;
+    }
     Value n = e.constant(1);
     for (StringRef axis : kvp::axisNames(*op.getOver()))
       if (axis != "head")

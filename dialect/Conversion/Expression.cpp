@@ -506,9 +506,16 @@ Value Kernel::uniform(const Row &row, kvp::UniformOp op, const Indices &at) {
     else if (axis.getName() == "token")
       position = originalPosition(row, op.getCache(), at);
     else {
-      Value i = indexValue(*at.find(axis.getName()));
-      Value scaled = e.mul(extra, e.isVector(extra) ? e.spread(e.constant(axis.getExtent()))
-                                                    : e.constant(axis.getExtent()));
+      Index own = *at.find(axis.getName());
+      Value extent = e.constant(axis.getExtent());
+      if (axis.getName() == "channel") { // as the keys had it before any went
+        const CacheState &state = states[op.getCache()];
+        extent = field(row, offsetof(kvpc_call, channels));
+        if (state.channels)
+          own = mapThrough(row, state.channels, state.channelsPerHead, own, at, extent);
+      }
+      Value i = indexValue(own);
+      Value scaled = e.mul(extra, e.isVector(extra) ? e.spread(extent) : extent);
       extra = e.isVector(i) || e.isVector(scaled) ? e.add(e.spread(scaled), e.spread(i))
                                                   : e.add(scaled, i);
     }

@@ -44,31 +44,36 @@ Value Kernel::cacheOfState(int64_t state) {
 }
 
 Value Kernel::length(const Row &row, Value cache) {
-  return remember({cache.getAsOpaquePointer(), row.batch.getAsOpaquePointer(), "length"}, [&] {
-    const CacheState &state = states[cache];
-    if (!state.selection)
-      return perRow(row, offsetof(kvpc_call, length));
-    if (!state.tokens || state.before == cache)
-      return length(row, state.before);
-    if (row.planning) {
-      auto op = dyn_cast<kvplan::SelectOp>(state.selection);
-      Value n = length(row, state.before);
-      if (!op)
-        return n;
-      if (op.getJoint())
-        return jointBound(row, op);
-      if (!op.getPartSize())
-        return op.getScore().getType().getTensor().hasAxis("channel") ? n : keptOf(row, op);
-      return e.min(e.mul(keptOf(row, op), *op.getPartSize()), n);
-    }
-    Value index = row.batch;
-    if (state.tokensPerHead) {
-      index = e.mul(index, field(row, offsetof(kvpc_call, heads)));
-      if (row.head)
-        index = e.add(index, row.head);
-    }
-    return e.loadScalar(e.i64(), e.at(slotPtr(row, state.counts), e.mul(index, 8)));
-  });
+  return remember(
+      {cache.getAsOpaquePointer(), row.batch.getAsOpaquePointer(), row.head.getAsOpaquePointer(),
+       "length"},
+      [&] {
+        const CacheState &state = states[cache];
+        if (!state.selection)
+          return perRow(row, offsetof(kvpc_call, length));
+        if (!state.tokens || state.before == cache)
+          return length(row, state.before);
+        if (row.planning) {
+          auto op = dyn_cast<kvplan::SelectOp>(state.selection);
+          Value n = length(row, state.before);
+          if (!op)
+            return n;
+          if (op.getJoint())
+            return jointBound(row, op);
+          if (!op.getPartSize())
+            return op.getScore().getType().getTensor().hasAxis("channel") ? n : keptOf(row, op);
+          // Where a range has no parts the newest stays.
+          Value kept = e.mul(keptOf(row, op), *op.getPartSize());
+          return e.min(op.getPartFrom() || op.getPartTo() ? e.max(kept, e.constant(1)) : kept, n);
+        }
+        Value index = row.batch;
+        if (state.tokensPerHead) {
+          index = e.mul(index, field(row, offsetof(kvpc_call, heads)));
+          if (row.head)
+            index = e.add(index, row.head);
+        }
+        return e.loadScalar(e.i64(), e.at(slotPtr(row, state.counts), e.mul(index, 8)));
+      });
 }
 
 Value Kernel::channels(const Row &row, Value cache) {
@@ -83,21 +88,23 @@ Value Kernel::channels(const Row &row, Value cache) {
 }
 
 Value Kernel::keptOf(const Row &row, kvplan::SelectOp op) {
-  return remember({op.getOperation(), row.batch.getAsOpaquePointer(), "kept"}, [&] {
-    auto tensor = op.getScore().getType().getTensor();
-    Value n;
-    if (tensor.hasAxis("channel"))
-      n = channels(row, op.getCache());
-    else if (tensor.hasAxis("token"))
-      n = length(row, op.getCache());
-    else
-      n = extent(row, kvplan::writtenTo(op.getScore()), "part");
-    if (row.planning && (op.countsData() || !ascends(op.getCount())))
-      return n;
-    Value count = op.countsData() ? e.load(Storage::I64, elementBase(row, op.getCount()))
-                                  : host(row, op.getCount());
-    return e.min(e.max(count, e.constant(1)), n);
-  });
+  return remember(
+      {op.getOperation(), row.batch.getAsOpaquePointer(), row.head.getAsOpaquePointer(), "kept"},
+      [&] {
+        auto tensor = op.getScore().getType().getTensor();
+        Value n;
+        if (tensor.hasAxis("channel"))
+          n = channels(row, op.getCache());
+        else if (tensor.hasAxis("token"))
+          n = length(row, op.getCache());
+        else
+          n = extent(row, kvplan::writtenTo(op.getScore()), "part");
+        if (row.planning && (op.countsData() || !ascends(op.getCount())))
+          return n;
+        Value count = op.countsData() ? e.load(Storage::I64, elementBase(row, op.getCount()))
+                                      : host(row, op.getCount());
+        return e.min(e.max(count, e.constant(1)), n);
+      });
 }
 
 /// Whether only the data say how many entries a state has.
@@ -220,67 +227,71 @@ Value Kernel::budgetOf(const Row &row, Value budget, Value n) {
 }
 
 Value Kernel::host(const Row &row, Value scalar) {
-  return remember({scalar.getAsOpaquePointer(), row.batch.getAsOpaquePointer()}, [&]() -> Value {
-    if (auto arg = dyn_cast<BlockArgument>(scalar))
-      return arg.getType().isF64() ? parameter(row, arg, offsetof(kvpc_scalar, f), e.f64())
-                                   : parameter(row, arg, offsetof(kvpc_scalar, i), e.i64());
-    Operation *op = scalar.getDefiningOp();
-    return TypeSwitch<Operation *, Value>(op)
-        .Case([&](arith::ConstantOp c) { return arith::ConstantOp::create(e, c.getValue()); })
-        .Case([&](kvp::MapOp m) { return hostMap(row, m); })
-        .Case([&](kvp::ScaleOp) {
-          return e.loadScalar(e.f64(), e.at(row.call, offsetof(kvpc_call, scale)));
-        })
-        .Case([&](kvp::ExtentOp x) { return extent(row, x.getLike(), x.getAxis()); })
-        .Case([&](kvp::BudgetOfOp b) { return budgetOf(row, b.getBudget(), host(row, b.getN())); })
-        .Case([&](kvp::BudgetIsDropOp b) -> Value {
-          if (auto made = b.getBudget().getDefiningOp<kvp::BudgetOp>())
-            return e.constantBool(made.getAmount().getType().isF64());
-          Value keep = parameter(row, cast<BlockArgument>(b.getBudget()), 0, e.i64());
-          return e.less(keep, e.constant(0));
-        })
-        .Case([&](kvp::BudgetShareOp b) -> Value {
-          Value n = arith::SIToFPOp::create(e, e.f64(), host(row, b.getN()));
-          auto share = [&](Value ratio) -> Value {
-            Value kept = arith::SubFOp::create(e, e.constantF64(1), ratio);
-            return arith::MulFOp::create(e, n, kept);
-          };
-          if (auto made = b.getBudget().getDefiningOp<kvp::BudgetOp>()) {
-            Value amount = host(row, made.getAmount());
-            return amount.getType().isF64()
-                       ? share(amount)
-                       : arith::SIToFPOp::create(e, e.f64(), amount).getResult();
-          }
-          auto arg = cast<BlockArgument>(b.getBudget());
-          Value keep = parameter(row, arg, offsetof(kvpc_scalar, i), e.i64());
-          Value ratio = parameter(row, arg, offsetof(kvpc_scalar, f), e.f64());
-          return e.select(e.less(keep, e.constant(0)), share(ratio),
-                          arith::SIToFPOp::create(e, e.f64(), keep));
-        })
-        .Case([&](kvp::DimOp d) {
-          switch (d.getDim()) {
-          case kvp::Dim::Length:
-            return length(row, d.getCache());
-          case kvp::Dim::Channels:
-            return channels(row, d.getCache());
-          case kvp::Dim::Seen:
-            return perRow(row, offsetof(kvpc_call, seen));
-          case kvp::Dim::Layer:
-            return field(row, offsetof(kvpc_call, layer));
-          case kvp::Dim::Layers:
-            return field(row, offsetof(kvpc_call, layers));
-          case kvp::Dim::Heads:
-            return field(row, offsetof(kvpc_call, heads));
-          case kvp::Dim::Groups:
-            return field(row, offsetof(kvpc_call, groups));
-          }
-          llvm_unreachable("dimension");
-        })
-        .Default([&](Operation *other) {
-          error(other, "is not a host scalar that kernels know");
-          return e.constantOf(scalar.getType(), 0);
-        });
-  });
+  return remember(
+      {scalar.getAsOpaquePointer(), row.batch.getAsOpaquePointer(), row.head.getAsOpaquePointer()},
+      [&]() -> Value {
+        if (auto arg = dyn_cast<BlockArgument>(scalar))
+          return arg.getType().isF64() ? parameter(row, arg, offsetof(kvpc_scalar, f), e.f64())
+                                       : parameter(row, arg, offsetof(kvpc_scalar, i), e.i64());
+        Operation *op = scalar.getDefiningOp();
+        return TypeSwitch<Operation *, Value>(op)
+            .Case([&](arith::ConstantOp c) { return arith::ConstantOp::create(e, c.getValue()); })
+            .Case([&](kvp::MapOp m) { return hostMap(row, m); })
+            .Case([&](kvp::ScaleOp) {
+              return e.loadScalar(e.f64(), e.at(row.call, offsetof(kvpc_call, scale)));
+            })
+            .Case([&](kvp::ExtentOp x) { return extent(row, x.getLike(), x.getAxis()); })
+            .Case([&](kvp::BudgetOfOp b) {
+              return budgetOf(row, b.getBudget(), host(row, b.getN()));
+            })
+            .Case([&](kvp::BudgetIsDropOp b) -> Value {
+              if (auto made = b.getBudget().getDefiningOp<kvp::BudgetOp>())
+                return e.constantBool(made.getAmount().getType().isF64());
+              Value keep = parameter(row, cast<BlockArgument>(b.getBudget()), 0, e.i64());
+              return e.less(keep, e.constant(0));
+            })
+            .Case([&](kvp::BudgetShareOp b) -> Value {
+              Value n = arith::SIToFPOp::create(e, e.f64(), host(row, b.getN()));
+              auto share = [&](Value ratio) -> Value {
+                Value kept = arith::SubFOp::create(e, e.constantF64(1), ratio);
+                return arith::MulFOp::create(e, n, kept);
+              };
+              if (auto made = b.getBudget().getDefiningOp<kvp::BudgetOp>()) {
+                Value amount = host(row, made.getAmount());
+                return amount.getType().isF64()
+                           ? share(amount)
+                           : arith::SIToFPOp::create(e, e.f64(), amount).getResult();
+              }
+              auto arg = cast<BlockArgument>(b.getBudget());
+              Value keep = parameter(row, arg, offsetof(kvpc_scalar, i), e.i64());
+              Value ratio = parameter(row, arg, offsetof(kvpc_scalar, f), e.f64());
+              return e.select(e.less(keep, e.constant(0)), share(ratio),
+                              arith::SIToFPOp::create(e, e.f64(), keep));
+            })
+            .Case([&](kvp::DimOp d) {
+              switch (d.getDim()) {
+              case kvp::Dim::Length:
+                return length(row, d.getCache());
+              case kvp::Dim::Channels:
+                return channels(row, d.getCache());
+              case kvp::Dim::Seen:
+                return perRow(row, offsetof(kvpc_call, seen));
+              case kvp::Dim::Layer:
+                return field(row, offsetof(kvpc_call, layer));
+              case kvp::Dim::Layers:
+                return field(row, offsetof(kvpc_call, layers));
+              case kvp::Dim::Heads:
+                return field(row, offsetof(kvpc_call, heads));
+              case kvp::Dim::Groups:
+                return field(row, offsetof(kvpc_call, groups));
+              }
+              llvm_unreachable("dimension");
+            })
+            .Default([&](Operation *other) {
+              error(other, "is not a host scalar that kernels know");
+              return e.constantOf(scalar.getType(), 0);
+            });
+      });
 }
 
 Value Kernel::hostMap(const Row &row, kvp::MapOp op) {

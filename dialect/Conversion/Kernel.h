@@ -256,7 +256,9 @@ private:
   void pass(const Row &row, kvplan::PassOp op, kvplan::Space space);
   void small(const Row &row, kvplan::SmallOp op, kvplan::Space space);
   void order(const Row &row, kvplan::OrderOp op, kvplan::Space space);
-  void rankTogether(const Row &row, kvplan::OrderOp op, kvplan::Space space);
+  void orderTogether(const Row &row, kvplan::OrderOp op, kvplan::Space space);
+  mlir::Value isThere(const Row &row, mlir::Value buffer, llvm::ArrayRef<llvm::StringRef> over,
+                      const Indices &at);
   void select(const Row &row, kvplan::SelectOp op);
   void selectJointly(const Row &row, kvplan::SelectOp op);
   void filter(const Row &row, kvplan::FilterOp op);

@@ -185,12 +185,47 @@ void Kernel::small(const Row &row, kvplan::SmallOp op, kvplan::Space space) {
   launch(row, work, slotI64(row, chunkSizeSlot));
 }
 
-/// Several axes ranked as one: copied together, ranked, and the ranks copied back.
-void Kernel::rankTogether(const Row &row, kvplan::OrderOp op, kvplan::Space space) {
+/// Which elements of axes that are taken together a row has: heads may have different numbers of
+/// entries, and a short last part fewer slots. Null: all.
+Value Kernel::isThere(const Row &row, Value buffer, ArrayRef<StringRef> over, const Indices &at) {
+  Row own = row;
+  if (const Index *head = at.find("head"); head && !own.head)
+    own.head = head->base;
+  Value there, tensor = kvplan::writtenTo(buffer);
+  for (kvp::AxisAttr axis : cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes()) {
+    StringRef name = axis.getName();
+    if (!llvm::is_contained(over, name))
+      continue;
+    Value limit;
+    if (kvp::isEntryAxis(axis)) {
+      if (row.head || !states[cacheOfState(axis.getState())].tokensPerHead)
+        continue;
+      limit = tensor ? extent(own, tensor, name) : length(own, cacheOfState(axis.getState()));
+    } else if (auto slots = tensor ? kvplan::slotsAlong(tensor, name) : kvplan::Slots()) {
+      limit = slotsOf(own, slots.partition, at.find(slots.part)->base);
+    } else {
+      continue;
+    }
+    there = e.both(there, e.less(at.find(name)->base, limit));
+  }
+  return there;
+}
+
+/// Axes that do not lie side by side, put in order as one: copied together, and the result copied
+/// back.
+void Kernel::orderTogether(const Row &row, kvplan::OrderOp op, kvplan::Space space) {
+  bool sorts = op.getKind() == kvplan::Order::Sort;
   std::string work = body([&](const Row &outer, Value slot) {
     Value number = e.add(slotI64(outer, chunkSlot), slot);
     Row task = taskRow(outer, number, space, slot);
     SmallVector<StringRef> over = kvp::axisNames(*op.getOver());
+    auto axes = op.getInput().getType().getTensor().getAxes();
+    auto result = op.getResult().getType().getTensor();
+    // What a sort calls its axis.
+    StringRef to = over.front();
+    for (kvp::AxisAttr axis : result.getAxes())
+      if (!op.getInput().getType().getTensor().hasAxis(axis.getName()))
+        to = axis.getName();
     SmallVector<Range> others;
     std::map<std::string, Value> extents;
     for (const Range &r : bufferRanges(task, op.getInput(), "", {}, {}))
@@ -198,6 +233,12 @@ void Kernel::rankTogether(const Row &row, kvplan::OrderOp op, kvplan::Space spac
         extents[r.axis] = r.to;
       else
         others.push_back(r);
+    // Where heads have different numbers of entries, as many as there is room for.
+    for (kvp::AxisAttr axis : axes)
+      if (!task.head && extents.count(axis.getName().str()) && kvp::isEntryAxis(axis) &&
+          states[cacheOfState(axis.getState())].tokensPerHead)
+        extents[axis.getName().str()] =
+            bufferExtent(task, op.getInput(), axis.getName(), /*upper=*/true);
     Value n = e.constant(1);
     for (StringRef axis : over)
       n = e.mul(n, extents.at(axis.str()));
@@ -212,38 +253,52 @@ void Kernel::rankTogether(const Row &row, kvplan::OrderOp op, kvplan::Space spac
       return out;
     };
     Value null = LLVM::ZeroOp::create(e, e.ptr());
-    Value x = take(4), ranks = take(8);
-    Value protect = op.getProtect() ? take(1) : null, where = op.getWhere() ? take(1) : null;
+    Value x = take(4), ordered = take(8);
+    Value protect = op.getProtect() ? take(1) : null, where = take(1);
     forEach(others, "", headIndex(task), [&](const Indices &at) {
       auto each = [&](function_ref<void(const Indices &, Value)> one) {
-        std::function<void(size_t, const Indices &, Value)> nest = [&](size_t depth,
-                                                                       const Indices &here,
-                                                                       Value flat) {
-          if (depth == over.size())
-            return one(here, flat);
-          Value to = extents.at(over[depth].str());
-          e.loop(e.constant(0), to, 1, [&](Value i) {
-            nest(depth + 1, here.with(over[depth], Index{i, {}, false}), e.add(e.mul(flat, to), i));
-          });
-        };
+        std::function<void(size_t, const Indices &, Value)> nest =
+            [&](size_t depth, const Indices &here, Value flat) {
+              if (depth == over.size())
+                return one(here, flat);
+              Value end = extents.at(over[depth].str());
+              e.loop(e.constant(0), end, 1, [&](Value i) {
+                nest(depth + 1, here.with(over[depth], Index{i, {}, false}),
+                     e.add(e.mul(flat, end), i));
+              });
+            };
         nest(0, at, e.constant(0));
       };
-      auto copyIn = [&](Value buffer, Value to) {
+      auto copyIn = [&](Value buffer, Value target) {
         if (!buffer)
           return;
         Storage storage = storageOf(buffer);
         each([&](const Indices &here, Value flat) {
           e.store(storage, e.load(storage, elementAddress(task, buffer, here)),
-                  e.at(to, e.mul(flat, bytesOf(storage))));
+                  e.at(target, e.mul(flat, bytesOf(storage))));
         });
       };
       copyIn(op.getInput(), x);
       copyIn(op.getProtect(), protect);
-      copyIn(op.getWhere(), where);
-      e.call("kvpc_prim_rank", {x, protect, where, n, ranks, base});
+      bool some = op.getWhere() != nullptr;
       each([&](const Indices &here, Value flat) {
-        e.store(Storage::I64, e.load(Storage::I64, e.at(ranks, e.mul(flat, 8))),
-                elementAddress(task, op.getResult(), here));
+        Value inside = isThere(task, op.getInput(), over, here);
+        some |= bool(inside);
+        if (op.getWhere())
+          inside = e.both(inside, e.load(Storage::Byte, elementAddress(task, op.getWhere(), here)));
+        if (inside)
+          e.store(Storage::Byte, inside, e.at(where, flat));
+      });
+      Value condition = some ? where : null;
+      if (sorts)
+        e.call("kvpc_prim_sort", {x, condition, n, e.constantF32(0), ordered, base});
+      else
+        e.call("kvpc_prim_rank", {x, protect, condition, n, ordered, base});
+      Storage storage = storageOf(op.getResult());
+      each([&](const Indices &here, Value flat) {
+        Indices there = sorts ? here.with(to, *here.find(over.front())) : here;
+        e.store(storage, e.load(storage, e.at(ordered, e.mul(flat, bytesOf(storage)))),
+                elementAddress(task, op.getResult(), there));
       });
     });
   });
@@ -252,7 +307,7 @@ void Kernel::rankTogether(const Row &row, kvplan::OrderOp op, kvplan::Space spac
 
 void Kernel::order(const Row &row, kvplan::OrderOp op, kvplan::Space space) {
   if (op.getOver())
-    return rankTogether(row, op, space);
+    return orderTogether(row, op, space);
   std::string work = body([&](const Row &outer, Value slot) {
     Value number = e.add(slotI64(outer, chunkSlot), slot);
     Row task = taskRow(outer, number, space, slot);
@@ -429,8 +484,10 @@ void Kernel::select(const Row &row, kvplan::SelectOp op) {
       return;
     }
     Value chosen = choose(extent(task, kvplan::writtenTo(op.getScore()), "part"), parts);
+    Value from = op.getPartFrom() ? host(task, op.getPartFrom()) : e.constant(0);
+    Value to = op.getPartTo() ? host(task, op.getPartTo()) : n;
     Value count = e.call("kvpc_prim_parts_to_tokens", e.i64(),
-                         {parts, chosen, e.constant(*op.getPartSize()), n, target});
+                         {parts, chosen, e.constant(*op.getPartSize()), from, to, n, target});
     recordTokens(task, state, target, count);
   });
   onLeader(row, op.getLeader(), [&] { launch(row, work, taskCount(row, space)); });

@@ -225,6 +225,8 @@ LogicalResult TopkOp::verify() {
     return failure();
   if (getPartSize().has_value() != (axis->getName() == "part"))
     return emitOpError("needs `part_size` with axis `part`, and only there (C3)");
+  if ((getPartFrom() || getPartTo()) && !getPartSize())
+    return emitOpError("needs `part_size` beside `from` and `to` (C3)");
   NamedTensorType score = getScore().getType();
   if (getJoint() && (axis->getName() != "token" || !score.hasAxis("head")))
     return emitOpError() << "`joint` chooses over `head` and `token`; the score is " << score

@@ -285,8 +285,9 @@ def Kvp_IotaOp : Kvp_Pure<"iota"> {
 def Kvp_UniformOp : Kvp_Pure<"uniform"> {
   let summary = "counter-based uniform numbers in [0, 1)";
   let description = [{
-    A function of seed, layer, head, original position and the indices along new axes (static extents),
-    in this order; `axes` names head, token and new axes. Philox 4x32-10, see Primitives/Random.h.
+    A function of seed, layer, head, original position and the indices along other axes, in this order;
+    `axes` names head, token, channel (of the keys, numbered before any went) and new axes (static
+    extents). Philox 4x32-10, see Primitives/Random.h.
   }];
   let arguments = (ins Kvp_CacheType:$cache, I64:$seed, ArrayAttr:$axes);
   let results = (outs Kvp_FloatTensor:$result);
@@ -524,7 +525,8 @@ def Kvp_TopkOp : Kvp_Pure<"topk", [AttrSizedOperandSegments]> {
     The axis is `token`, `channel` or `part`. `count` entries are kept of each row of the score
     (clamped to 1..n); exactly that many. Protected entries first; of more protected than `count` the highest stay, of equals
     the newest; then by score, ties to the earlier, -inf, then NaN. Kept entries ascend. `part`: whole
-    runs of `part_size` tokens. `reuse = n`: the first of every n layers chooses, the others take its
+    runs of `part_size` tokens, of the tokens `from` .. `to` where they are given: others go; where
+    there are no parts the newest token stays. `reuse = n`: the first of every n layers chooses, the others take its
     choice.
 
     A `count` from data is a tensor, over `head` where heads keep different numbers. `joint`: the
@@ -534,19 +536,20 @@ def Kvp_TopkOp : Kvp_Pure<"topk", [AttrSizedOperandSegments]> {
 
     - **C1**: the score has exactly one of token, channel, part and at most head beside it
     - **C2**: the element axis belongs to the state of `cache`
-    - **C3**: `part_size` is given iff the axis is `part`
+    - **C3**: `part_size` is given iff the axis is `part`; `from` and `to` only then
     - **C4**: `joint` takes a score over head and token; `at_least` stands with it alone
     - **C5**: a count from data is over nothing, or over head like the score, and not of channels
   }];
   let arguments = (ins Kvp_CacheType:$cache, Kvp_FloatTensor:$score,
                        AnyTypeOf<[I64, Kvp_IntTensor]>:$count, Optional<Kvp_BoolTensor>:$protect,
-                       Optional<F64>:$at_least, UnitAttr:$joint, OptionalAttr<I64Attr>:$part_size,
+                       Optional<F64>:$at_least, Optional<I64>:$part_from, Optional<I64>:$part_to,
+                       UnitAttr:$joint, OptionalAttr<I64Attr>:$part_size,
                        OptionalAttr<I64Attr>:$reuse);
   let results = (outs Kvp_CacheType:$result);
   let assemblyFormat = [{
     $cache `by` $score `keep` $count `` custom<CountType>(type($count)) (`joint` $joint^)?
     (`at_least` $at_least^)? (`protect` $protect^ `:` type($protect))? (`part_size` $part_size^)?
-    (`reuse` $reuse^)? attr-dict `:` type($cache) `,` type($score) `->` type($result)
+    (`from` $part_from^)? (`to` $part_to^)? (`reuse` $reuse^)? attr-dict `:` type($cache) `,` type($score) `->` type($result)
   }];
   let hasVerifier = 1;
   let extraClassDeclaration = [{

@@ -151,8 +151,14 @@ StringRef kvpc::kvplan::axisOf(Value &buffer, StringRef axis) {
     again = false;
     for (Operation *user : buffer.getUsers())
       if (auto order = dyn_cast<OrderOp>(user); order && order.getResult() == buffer) {
-        if (axis == last(buffer))
+        auto before = llvm::cast<BufferType>(order.getInput().getType()).getTensor();
+        // A sort may have named the axis anew; of heads, which lie apart, the old name is one.
+        if (order.getOver()) {
+          if (!before.hasAxis(axis))
+            axis = kvp::axisNames(*order.getOver()).front();
+        } else if (axis == last(buffer)) {
           axis = last(order.getInput());
+        }
         buffer = order.getInput();
         again = true;
         break;
@@ -161,7 +167,7 @@ StringRef kvpc::kvplan::axisOf(Value &buffer, StringRef axis) {
   return axis;
 }
 
-std::pair<Value, StringRef> kvpc::kvplan::originOf(Value tensor, StringRef axis) {
+std::pair<Value, StringRef> kvpc::kvplan::originOf(Value tensor, StringRef axis, bool *picked) {
   while (Operation *op = tensor.getDefiningOp()) {
     if (auto rename = dyn_cast<kvp::RenameOp>(op)) {
       if (axis == rename.getTo())
@@ -181,6 +187,15 @@ std::pair<Value, StringRef> kvpc::kvplan::originOf(Value tensor, StringRef axis)
     }
     if (isa<kvp::PartitionOp>(op) && (axis == "part" || axis == "slot"))
       return {tensor, axis};
+    // Along the axis that is picked from, the index places entries.
+    if (auto pick = dyn_cast<kvp::AtOp>(op)) {
+      if (axis == pick.getAxis()) {
+        tensor = pick.getIndex();
+        continue;
+      }
+      if (picked && originOf(pick.getInput(), pick.getAxis()).second == "part")
+        *picked = true;
+    }
     if (isa<kvp::InputOp, kvp::PositionOp, kvp::CausalOp, kvp::IotaOp, kvp::UniformOp>(op))
       return {tensor, axis};
     Value next;
@@ -249,9 +264,10 @@ kvpc::kvp::PartitionOp kvpc::kvplan::partitionOf(Value tensor, StringRef axis) {
 }
 
 Slots kvpc::kvplan::slotsAlong(Value tensor, StringRef axis) {
-  auto [from, name] = originOf(tensor, axis);
+  bool picked = false;
+  auto [from, name] = originOf(tensor, axis, &picked);
   auto partition = from.getDefiningOp<kvp::PartitionOp>();
-  if (!partition || name != "slot")
+  if (!partition || name != "slot" || picked)
     return {};
   for (AxisAttr other : llvm::cast<NamedTensorType>(tensor.getType()).getAxes())
     if (auto [origin, made] = originOf(tensor, other.getName());

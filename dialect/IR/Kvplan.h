@@ -24,7 +24,9 @@ mlir::Value writtenTo(mlir::Value buffer);
 llvm::StringRef axisOf(mlir::Value &buffer, llvm::StringRef axis);
 
 /// The tensor and axis from which an axis of `tensor` comes, through renames, maps and buffers.
-std::pair<mlir::Value, llvm::StringRef> originOf(mlir::Value tensor, llvm::StringRef axis);
+/// `picked`: set where a part was picked on the way, of which the axis may be the slots.
+std::pair<mlir::Value, llvm::StringRef> originOf(mlir::Value tensor, llvm::StringRef axis,
+                                                 bool *picked = nullptr);
 
 /// The partition that made an axis of `tensor`, as `part` or `slot`.
 kvp::PartitionOp partitionOf(mlir::Value tensor, llvm::StringRef axis);
@@ -47,7 +49,8 @@ struct Slots {
 };
 
 /// Whether `axis` of `tensor` runs along slots of parts that the tensor has, under whatever names:
-/// there are fewer in a short last part.
+/// there are fewer in a short last part. Not those of one part that was picked: kvp-primitives
+/// makes a condition of which are there.
 Slots slotsAlong(mlir::Value tensor, llvm::StringRef axis);
 
 } // namespace kvpc::kvplan

@@ -227,7 +227,10 @@ def Kvplan_WeightOp : Kvplan_Op<"weight", [Pure]> {
 
 def Kvplan_OrderOp : Kvplan_Op<"order", [HasParent<"TasksOp">, AttrSizedOperandSegments]> {
   let summary = "rank, sort or running sum of whole rows along a buffer's last axis";
-  let description = [{ `over`: several axes ranked as one, the first outermost. }];
+  let description = [{
+    `over`: axes that do not lie side by side are taken as one, the first outermost: several to rank,
+    or heads.
+  }];
   let arguments = (ins Kvplan_OrderAttr:$kind, Kvplan_BufferType:$input,
                        Optional<Kvplan_BufferType>:$protect, Optional<Kvplan_BufferType>:$where,
                        Kvplan_BufferType:$result, OptionalAttr<StrArrayAttr>:$over);
@@ -248,13 +251,14 @@ def Kvplan_SelectOp : Kvplan_Op<"select", [AttrSizedOperandSegments]> {
   let arguments = (ins Kvp_CacheType:$cache, Kvplan_BufferType:$score,
                        AnyTypeOf<[I64, Kvplan_BufferType]>:$count,
                        Optional<Kvplan_BufferType>:$protect, Optional<F64>:$at_least,
-                       UnitAttr:$joint, OptionalAttr<I64Attr>:$part_size,
+                       Optional<I64>:$part_from, Optional<I64>:$part_to, UnitAttr:$joint, OptionalAttr<I64Attr>:$part_size,
                        OptionalAttr<I64Attr>:$leader);
   let results = (outs Kvp_CacheType:$result);
   let assemblyFormat = [{
     $cache `by` $score `keep` $count `` custom<CountType>(type($count)) (`joint` $joint^)?
     (`at_least` $at_least^)? (`protect` $protect^ `:` type($protect))? (`part_size` $part_size^)?
-    (`leader` $leader^)? attr-dict `:` type($cache) `,` type($score) `->` type($result)
+    (`from` $part_from^)? (`to` $part_to^)? (`leader` $leader^)? attr-dict
+    `:` type($cache) `,` type($score) `->` type($result)
   }];
   let extraClassDeclaration = [{
     /// Whether how many are kept is known only when the data is.

@@ -13,9 +13,9 @@ namespace kvpc::cut {
 /// The axis a sweep that makes this tensor goes over, or null for a small value.
 kvp::AxisAttr entryAxis(kvp::NamedTensorType type);
 
-/// Whether a rank is over elements that do not lie side by side in a buffer: several axes, or
-/// heads.
-bool ranksTogether(kvp::RankOp op);
+/// The axes of a rank or sort whose elements do not lie side by side in a buffer: several, or
+/// heads. None for others.
+llvm::SmallVector<llvm::StringRef> takenTogether(mlir::Operation *op);
 
 /// Where a step stands: what it sweeps, for whom.
 struct Step {

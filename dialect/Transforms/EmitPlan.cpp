@@ -269,16 +269,22 @@ void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
     };
     if (auto rank = dyn_cast<kvp::RankOp>(op)) {
       // Of equals the earlier token comes first, then the earlier head, then the earlier layer.
-      SmallVector<StringRef> over = kvp::axisNames(rank.getOver());
-      for (StringRef late : {"head", "layer"})
-        if (auto axis = llvm::find(over, late); axis != over.end())
-          std::rotate(axis, axis + 1, over.end());
+      SmallVector<StringRef> over;
+      auto lateness = [](StringRef name) {
+        return name == "layer" ? 3 : name == "head" ? 2 : name.rtrim('\'') == "slot" ? 1 : 0;
+      };
+      for (int when : {0, 1, 2, 3})
+        for (StringRef axis : kvp::axisNames(rank.getOver()))
+          if (lateness(axis) == when)
+            over.push_back(axis);
       kvplan::OrderOp::create(b, kvplan::Order::Rank, bufferOf(rank.getInput()),
                               bufferOf(rank.getProtect()), bufferOf(rank.getWhere()), root.buffer,
-                              ranksTogether(rank) ? b.getStrArrayAttr(over) : ArrayAttr());
+                              takenTogether(op).empty() ? ArrayAttr() : b.getStrArrayAttr(over));
     } else if (auto sort = dyn_cast<kvp::SortOp>(op)) {
       kvplan::OrderOp::create(b, kvplan::Order::Sort, bufferOf(sort.getInput()), Value(),
-                              bufferOf(sort.getWhere()), root.buffer, ArrayAttr());
+                              bufferOf(sort.getWhere()), root.buffer,
+                              takenTogether(op).empty() ? ArrayAttr()
+                                                        : b.getStrArrayAttr(takenTogether(op)));
     } else {
       kvplan::OrderOp::create(b, kvplan::Order::Cumsum, bufferOf(op->getOperand(0)), Value(),
                               bufferOf(cast<kvp::CumsumOp>(op).getWhere()), root.buffer,
@@ -300,11 +306,13 @@ void Program::emitSelection(ImplicitLocOpBuilder &b, Root &root) {
   Value cache;
   if (auto topk = dyn_cast<kvp::TopkOp>(root.selection)) {
     Value count = topk.countsData() ? bufferOf(topk.getCount()) : atTop(b, topk.getCount());
-    Value atLeast = topk.getAtLeast() ? atTop(b, topk.getAtLeast()) : Value();
+    auto host = [&](Value v) { return v ? atTop(b, v) : Value(); };
+    Value atLeast = host(topk.getAtLeast());
+    Value from = host(topk.getPartFrom()), to = host(topk.getPartTo());
     cache = kvplan::SelectOp::create(
         b, kvp::CacheType::get(b.getContext(), topk.getResult().getType().getState()),
         atTop(b, topk.getCache()), bufferOf(topk.getScore()), count, bufferOf(topk.getProtect()),
-        atLeast, topk.getJointAttr(), topk.getPartSizeAttr(), leader);
+        atLeast, from, to, topk.getJointAttr(), topk.getPartSizeAttr(), leader);
   } else {
     auto mask = cast<kvp::MaskOp>(root.selection);
     cache = kvplan::FilterOp::create(

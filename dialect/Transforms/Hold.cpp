@@ -84,15 +84,24 @@ static bool readsNeighbours(Operation *op, Value operand) {
   return isa<kvp::JoinOp>(op) && operand == op->getOperand(0);
 }
 
-bool kvpc::cut::ranksTogether(kvp::RankOp op) {
-  return op.getOver().size() > 1 || kvp::axisNames(op.getOver()).front() == "head";
+SmallVector<StringRef> kvpc::cut::takenTogether(Operation *op) {
+  SmallVector<StringRef> over;
+  if (auto rank = dyn_cast<kvp::RankOp>(op))
+    over = kvp::axisNames(rank.getOver());
+  else if (auto sort = dyn_cast<kvp::SortOp>(op))
+    over = {sort.getAxis()};
+  if (over.size() == 1 && over.front() != "head")
+    over.clear();
+  return over;
 }
 
 /// The axis that an operation puts in order or runs along as a whole; empty for others, and for
 /// axes that are copied together.
 static StringRef wholeRow(Operation *op) {
+  if (!takenTogether(op).empty())
+    return "";
   if (auto rank = dyn_cast<kvp::RankOp>(op))
-    return ranksTogether(rank) ? "" : kvp::axisNames(rank.getOver()).front();
+    return kvp::axisNames(rank.getOver()).front();
   if (auto sort = dyn_cast<kvp::SortOp>(op))
     return sort.getAxis();
   if (auto cumsum = dyn_cast<kvp::CumsumOp>(op))
@@ -102,7 +111,9 @@ static StringRef wholeRow(Operation *op) {
   return "";
 }
 
-static bool isWholeRow(Operation *op) { return isa<kvp::RankOp>(op) || !wholeRow(op).empty(); }
+static bool isWholeRow(Operation *op) {
+  return isa<kvp::RankOp, kvp::SortOp>(op) || !wholeRow(op).empty();
+}
 
 /// The axis along which users of a value take it whole.
 static StringRef takenWhole(Value v) {
@@ -118,6 +129,18 @@ static bool isView(Operation *op) {
                     kvp::PartitionOp, kvp::JoinOp>(op);
 }
 
+/// Whether heads meet here.
+static bool crossesHeads(Operation &op) {
+  if (auto reduce = dyn_cast<kvp::ReduceOp>(op))
+    return llvm::is_contained(kvp::axisNames(reduce.getOver()), "head");
+  if (auto rank = dyn_cast<kvp::RankOp>(op))
+    return llvm::is_contained(kvp::axisNames(rank.getOver()), "head");
+  if (auto dot = dyn_cast<kvp::DotOp>(op))
+    return dot.getOver() == "head";
+  auto axis = op.getAttrOfType<StringAttr>("axis");
+  return axis && axis.getValue() == "head";
+}
+
 bool Program::mustHold(Value v) {
   NamedTensorType type = tensorOf(v);
   bool heavy = expensive(v) && (stored || !isUnbounded(type));
@@ -127,6 +150,8 @@ bool Program::mustHold(Value v) {
     if (isa<kvp::TopkOp, kvp::MaskOp, kvp::ReturnOp>(user) || isWholeRow(user))
       return true;
     if (auto softmax = dyn_cast<kvp::SoftmaxOp>(user))
+      return true;
+    if (crossesHeads(*user) && type.hasAxis("head") && ownOfHeads(v))
       return true;
     // Arithmetic on small values stands once before a sweep, not in each of its entries.
     if (isa_and_nonnull<kvp::MapOp>(v.getDefiningOp()) && !type.getAxes().empty() &&
@@ -181,8 +206,12 @@ bool Program::ownOfHeads(Value v) {
           dim.getDim() == kvp::Dim::Length && apart.lookup(dim.getCache().getType().getState());
     else if (auto extent = dyn_cast<kvp::ExtentOp>(op))
       result |= isApart(tensorOf(extent.getLike()).getAxis(extent.getAxis()));
-    for (Value operand : op->getOperands())
-      result |= ownOfHeads(operand);
+    for (Value operand : op->getOperands()) {
+      // Where heads meet, what each has of its own was held for all of them.
+      auto type = dyn_cast<NamedTensorType>(operand.getType());
+      bool met = crossesHeads(*op) && type && type.hasAxis("head");
+      result |= !met && ownOfHeads(operand);
+    }
   }
   return own[v] = result;
 }
@@ -338,20 +367,16 @@ bool Program::holdFold(kvp::ReduceOp op) {
   return true;
 }
 
-/// Heads that chose apart meet here, and what they bring was counted by each for itself.
-static bool crossesHeads(Operation &op) {
-  if (auto reduce = dyn_cast<kvp::ReduceOp>(op))
-    return llvm::is_contained(kvp::axisNames(reduce.getOver()), "head");
-  if (auto rank = dyn_cast<kvp::RankOp>(op))
-    return llvm::is_contained(kvp::axisNames(rank.getOver()), "head");
-  auto axis = op.getAttrOfType<StringAttr>("axis");
-  return axis && axis.getValue() == "head";
-}
-
 LogicalResult Program::holdOp(Operation &op) {
-  if (crossesHeads(op) && ownOfHeads(op.getOperand(0)))
-    return op.emitError("`length` meets other heads here, which have another; this is not compiled "
-                        "yet [kv-not-implemented]");
+  for (Value operand : op.getOperands()) {
+    // What a head holds of its own others can read; a number of the host they have in another way.
+    auto type = dyn_cast<NamedTensorType>(operand.getType());
+    bool held = type && (type.hasAxis("head") || isWholeRow(&op));
+    if (crossesHeads(op) && !held && ownOfHeads(operand))
+      return op.emitError(
+          "`length` meets other heads here, which have another; take it of a tensor "
+          "over `head` [kv-head-misaligned]");
+  }
   if (isa<kvp::TopkOp, kvp::MaskOp>(op)) {
     Root root{Root::Select};
     root.selection = &op;
@@ -359,21 +384,15 @@ LogicalResult Program::holdOp(Operation &op) {
     if (auto topk = dyn_cast<kvp::TopkOp>(op)) {
       root.reuse = topk.getReuse().value_or(0);
       if (topk.getElementAxis() == "channel" && ownOfHeads(topk.getCount()))
-        return op.emitError("heads would keep different numbers of channels, which is not compiled "
-                            "yet [kv-not-implemented]");
+        return op.emitError(
+            "`topk` of channels keeps one number of them, the same in all heads and "
+            "known before the data; heads that chose for themselves have other "
+            "lengths [kv-channel-count]");
     } else
       root.reuse = cast<kvp::MaskOp>(op).getReuse().value_or(0);
     add(root);
     return success();
   }
-  if (auto pick = dyn_cast<kvp::AtOp>(op))
-    for (AxisAttr axis : tensorOf(pick.getInput()).getAxes())
-      if (auto slots = kvplan::slotsAlong(pick.getInput(), axis.getName());
-          slots && slots.part == pick.getAxis())
-        return op.emitError("`at` along `")
-               << slots.part << "` of values that have `" << axis.getName()
-               << "`, of which the last part has fewer, is not "
-                  "compiled yet [kv-not-implemented]";
   if (op.getNumResults() != 1 || !tensorOf(op.getResult(0)))
     return success();
   Value v = op.getResult(0);
@@ -383,25 +402,15 @@ LogicalResult Program::holdOp(Operation &op) {
   root.value = v;
   root.key = keyOf(v);
   if (isWholeRow(&op)) {
-    if (auto rank = dyn_cast<kvp::RankOp>(op); rank && ranksTogether(rank))
-      for (StringRef axis : kvp::axisNames(rank.getOver())) {
-        if (isApart(tensorOf(v).getAxis(axis)) || kvplan::slotsAlong(rank.getInput(), axis))
-          return op.emitError("`rank` over several axes, of which `")
-                 << axis
-                 << "` has other entries for some, is not compiled yet [kv-not-implemented]";
-        if (axis == "head")
-          root.key.space = kvplan::Space::Batch;
-      }
-    if (auto sort = dyn_cast<kvp::SortOp>(op);
-        sort && !kvp::isEntryAxis(sort.getInput().getType().getAxis(sort.getAxis())))
-      return op.emitError("`sort` along `")
-             << sort.getAxis() << "` is not compiled yet [kv-not-implemented]";
+    bool together = !takenTogether(&op).empty();
+    if (llvm::is_contained(takenTogether(&op), "head"))
+      root.key.space = kvplan::Space::Batch;
     if (!tensorOf(op.getOperand(0)).getElementType().isF32())
       return op.emitError("goes over whole rows, which are of f32");
     root.kind = Root::Order;
     root.key.kind = Step::Order;
     auto sort = dyn_cast<kvp::SortOp>(op);
-    root.last = sort ? sort.getTo() : wholeRow(&op);
+    root.last = together ? StringRef() : sort ? sort.getTo() : wholeRow(&op);
     if (root.last.empty())
       root.last = takenWhole(v);
     add(root);

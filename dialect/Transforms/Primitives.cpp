@@ -30,12 +30,16 @@ struct Decompose {
   Value reduce(Reduction kind, Value x, ArrayRef<StringRef> over, Value where = {}) {
     return kvp::ReduceOp::create(b, kind, x, b.getStrArrayAttr(over), where);
   }
+  /// Whether an axis runs along slots of a part, under whatever name.
+  bool isSlot(Value x, StringRef axis) {
+    return axis.rtrim('\'') == "slot" || kvplan::slotsAlong(x, axis);
+  }
   bool isEntryAxis(Value x, StringRef name) { return kvp::isEntryAxis(typeOf(x).getAxis(name)); }
   Value isNaN(Value x) { return map(Fn::Ne, {x, x}); }
 
   /// How many entries a reduction takes, as a number or tensor of integers.
   Value count(Value x, ArrayRef<StringRef> over, Value where) {
-    bool ragged = llvm::any_of(over, [](StringRef a) { return a.rtrim('\'') == "slot"; });
+    bool ragged = llvm::any_of(over, [&](StringRef a) { return isSlot(x, a); });
     if (!where && !ragged) {
       Value n = integer(1);
       for (StringRef axis : over)
@@ -199,6 +203,14 @@ struct Decompose {
     return where ? map(Fn::Where, {where, sum, zero}) : sum;
   }
 
+  /// Whether a part has a slot.
+  Value present(kvp::PartitionOp p, Value part, Value slot) {
+    Value from = p.getFrom() ? p.getFrom() : integer(0);
+    Value to = p.getTo() ? p.getTo() : kvp::ExtentOp::create(b, p.getInput(), p.getAxis());
+    Value i = map(Fn::Add, {map(Fn::Mul, {part, integer(p.getSize())}), slot});
+    return map(Fn::Lt, {i, map(Fn::Sub, {to, from})});
+  }
+
   /// Keeps what a short last part has not out of an operation along parts: `where` becomes a
   /// condition that holds for slots that are there.
   void admitPresent(Operation *op, ArrayRef<StringRef> along, MutableOperandRange where) {
@@ -206,17 +218,43 @@ struct Decompose {
     for (kvp::AxisAttr axis : typeOf(x).getAxes()) {
       StringRef slot = axis.getName();
       kvplan::Slots slots = kvplan::slotsAlong(x, slot);
-      if (!slots || slots.partition.getWhole() || llvm::is_contained(along, slot) ||
-          !llvm::is_contained(along, slots.part))
+      // Reductions know which slots there are; what is sorted lies in memory.
+      bool inside = llvm::is_contained(along, slot);
+      if (!slots || slots.partition.getWhole() ||
+          (inside ? !isa<kvp::SortOp>(op) : !llvm::is_contained(along, slots.part)))
         continue;
-      kvp::PartitionOp p = slots.partition;
-      Value from = p.getFrom() ? p.getFrom() : integer(0);
-      Value to = p.getTo() ? p.getTo() : kvp::ExtentOp::create(b, p.getInput(), p.getAxis());
-      Value first = map(Fn::Mul, {kvp::IndexOp::create(b, x, slots.part), integer(p.getSize())});
-      Value i = map(Fn::Add, {first, kvp::IndexOp::create(b, x, slot)});
-      Value present = map(Fn::Lt, {i, map(Fn::Sub, {to, from})});
-      where.assign(where.empty() ? present : map(Fn::And, {where[0].get(), present}));
+      Value there = present(slots.partition, kvp::IndexOp::create(b, x, slots.part),
+                            kvp::IndexOp::create(b, x, slot));
+      where.assign(where.empty() ? there : map(Fn::And, {where[0].get(), there}));
     }
+  }
+
+  /// What is put in order or selected has a condition for each of its elements: one over fewer axes
+  /// is spread.
+  void spreadConditions(Operation *op) {
+    auto spread = [&](MutableOperandRange condition, Value x, ArrayRef<StringRef> along) {
+      if (condition.empty() ||
+          llvm::all_of(along, [&](StringRef a) { return typeOf(condition[0].get()).hasAxis(a); }))
+        return;
+      condition.assign(map(Fn::Or, {condition[0].get(), map(Fn::Lt, {x, x})}));
+    };
+    TypeSwitch<Operation *>(op)
+        .Case([&](kvp::RankOp rank) {
+          auto over = kvp::axisNames(rank.getOver());
+          spread(rank.getWhereMutable(), rank.getInput(), over);
+          spread(rank.getProtectMutable(), rank.getInput(), over);
+        })
+        .Case<kvp::SortOp, kvp::CumsumOp>(
+            [&](auto o) { spread(o.getWhereMutable(), o.getInput(), {o.getAxis()}); })
+        .Case([&](kvp::TopkOp topk) {
+          spread(topk.getProtectMutable(), topk.getScore(), {topk.getElementAxis()});
+        })
+        .Case([&](kvp::ReturnOp done) {
+          if (done.getScore())
+            for (kvp::AxisAttr axis : typeOf(done.getScore()).getAxes())
+              if (axis.getName() != "head")
+                spread(done.getProtectMutable(), done.getScore(), {axis.getName()});
+        });
   }
 
   void admitPresent(Operation *op) {
@@ -232,7 +270,7 @@ struct Decompose {
   Value staged(Reduction kind, Value x, ArrayRef<StringRef> over, Value where) {
     SmallVector<SmallVector<StringRef>> stages(1);
     for (StringRef axis : over)
-      if (axis.rtrim('\'') == "slot" || axis == "feature")
+      if (isSlot(x, axis) || axis == "feature")
         stages.insert(stages.begin(), SmallVector<StringRef>{axis});
       else if (axis != "head" && !isEntryAxis(x, axis))
         stages.back().push_back(axis);
@@ -257,6 +295,8 @@ struct Decompose {
     SmallVector<StringRef> over = kvp::axisNames(op.getOver());
     bool wide = llvm::any_of(
         over, [&](StringRef a) { return a == "head" || a == "feature" || isEntryAxis(x, a); });
+    // Parts are indexed before their slots are counted.
+    bool slots = over.size() > 1 && llvm::any_of(over, [&](StringRef a) { return isSlot(x, a); });
     switch (op.getKind()) {
     case Reduction::Norm:
       return map(Fn::Sqrt, squares(x, over, where));
@@ -267,11 +307,9 @@ struct Decompose {
     case Reduction::Argmax:
       return argmax(x, over.front(), where);
     case Reduction::Mean:
-      return wide ? mean(x, over, where) : Value();
-    default: {
-      bool slots = llvm::any_of(over, [](StringRef a) { return a.rtrim('\'') == "slot"; });
+      return wide || slots ? mean(x, over, where) : Value();
+    default:
       return over.size() > 1 && (wide || slots) ? staged(op.getKind(), x, over, where) : Value();
-    }
     }
   }
 
@@ -331,10 +369,151 @@ struct Decompose {
   }
 };
 
+/// Keeps what a picked part has not out of what is made of it: `x.at(part, i)` has the slots of a
+/// part, and of the last there may be fewer. Parts that a tensor still has are known by its axes.
+class PickedParts {
+public:
+  void visit(Operation *op) {
+    if (auto pick = dyn_cast<kvp::AtOp>(op))
+      return at(pick);
+    if (there.empty())
+      return;
+    TypeSwitch<Operation *>(op)
+        .Case([&](kvp::ReduceOp reduce) {
+          Value kept = narrow(reduce, reduce.getInput(), kvp::axisNames(reduce.getOver()),
+                              reduce.getWhereMutable());
+          set(reduce.getResult(), any(op, kept, kvp::axisNames(reduce.getOver())));
+        })
+        .Case([&](kvp::RankOp rank) {
+          set(rank.getResult(), narrow(rank, rank.getInput(), kvp::axisNames(rank.getOver()),
+                                       rank.getWhereMutable()));
+        })
+        .Case([&](kvp::SortOp sort) {
+          Value kept = narrow(sort, sort.getInput(), {sort.getAxis()}, sort.getWhereMutable());
+          set(sort.getResult(), renamed(op, kept, sort.getAxis(), sort.getTo()));
+        })
+        .Case<kvp::SoftmaxOp, kvp::NormalizeOp, kvp::CumsumOp, kvp::AvgPoolOp, kvp::MaxPoolOp>(
+            [&](auto o) {
+              set(o.getResult(), narrow(o, o.getInput(), {o.getAxis()}, o.getWhereMutable()));
+            })
+        .Case([&](kvp::ShiftOp shift) {
+          Value kept = there.lookup(shift.getInput());
+          if (has(kept, shift.getAxis()))
+            shift.getInputMutable().assign(
+                before(op).map(Fn::Where, {kept, shift.getInput(), shift.getFill()}));
+          set(shift.getResult(), kept);
+        })
+        .Case([&](kvp::DotOp dot) {
+          Value kept = both(op, there.lookup(dot.getLhs()), there.lookup(dot.getRhs()));
+          if (!has(kept, dot.getOver())) {
+            set(dot.getResult(), kept);
+            return;
+          }
+          Decompose b = before(op);
+          Value product = b.map(Fn::Mul, {dot.getLhs(), dot.getRhs()});
+          Value sum = b.reduce(Reduction::Sum, product, {dot.getOver()}, kept);
+          set(sum, any(op, kept, {dot.getOver()}));
+          op->getResult(0).replaceAllUsesWith(sum);
+          op->erase();
+        })
+        .Case([&](kvp::JoinOp join) {
+          if (Value kept = there.lookup(join.getInput()))
+            join.getInputMutable().assign(
+                before(op).map(Fn::Where, {kept, join.getInput(), join.getFill()}));
+        })
+        .Case([&](kvp::RenameOp rename) {
+          Value kept = there.lookup(rename.getInput());
+          set(rename.getResult(), renamed(op, kept, rename.getFrom(), rename.getTo()));
+        })
+        .Default([&](Operation *other) {
+          if (other->getNumResults() != 1 || !isa<NamedTensorType>(other->getResult(0).getType()))
+            return;
+          Value kept;
+          for (Value operand : other->getOperands())
+            kept = both(other, kept, there.lookup(operand));
+          set(other->getResult(0), kept);
+        });
+  }
+
+private:
+  /// Value -> which of its elements are there.
+  llvm::DenseMap<Value, Value> there;
+
+  static bool has(Value condition, StringRef axis) {
+    return condition && cast<NamedTensorType>(condition.getType()).hasAxis(axis);
+  }
+  static Decompose before(Operation *op) { return Decompose(op); }
+  static Decompose after(Operation *op) {
+    Decompose out(op);
+    out.b.setInsertionPointAfter(op);
+    return out;
+  }
+  void set(Value v, Value condition) {
+    if (condition)
+      there[v] = condition;
+  }
+  static Value both(Operation *op, Value a, Value c) {
+    return !a || !c || a == c ? (a ? a : c) : before(op).map(Fn::And, {a, c});
+  }
+  static Value renamed(Operation *op, Value condition, StringRef from, StringRef to) {
+    return has(condition, from) && from != to ? before(op).other(condition, from, to) : condition;
+  }
+  static Value any(Operation *op, Value condition, ArrayRef<StringRef> over) {
+    SmallVector<StringRef> own;
+    for (StringRef axis : over)
+      if (has(condition, axis))
+        own.push_back(axis);
+    if (own.empty())
+      return condition;
+    if (own.size() == cast<NamedTensorType>(condition.getType()).getAxes().size())
+      return {};
+    return before(op).reduce(Reduction::Any, condition, own);
+  }
+  /// Narrows `where` to what is there, if that differs along the axes; gives what is there.
+  Value narrow(Operation *op, Value x, ArrayRef<StringRef> along, MutableOperandRange where) {
+    Value kept = there.lookup(x);
+    if (llvm::any_of(along, [&](StringRef axis) { return has(kept, axis); }))
+      where.assign(where.empty() ? kept : both(op, where[0].get(), kept));
+    return kept;
+  }
+
+  void at(kvp::AtOp pick) {
+    Operation *op = pick;
+    Value x = pick.getInput(), index = pick.getIndex(), kept = there.lookup(x);
+    StringRef axis = pick.getAxis();
+    Decompose b = before(op);
+    if (has(kept, axis)) {
+      bool slot = kvplan::originOf(x, axis).second == "slot";
+      if (slot) { // the last that is there stands for those behind
+        Value last = b.map(Fn::Sub, {b.reduce(Reduction::Count, kept, {axis}), b.integer(1)});
+        pick.getIndexMutable().assign(index = b.map(Fn::Minimum, {index, last}));
+        kept = any(op, kept, {axis});
+      } else {
+        kept = kvp::AtOp::create(b.b, kept, axis, index);
+      }
+    }
+    for (kvp::AxisAttr own : cast<NamedTensorType>(x.getType()).getAxes()) {
+      kvplan::Slots slots = kvplan::slotsAlong(x, own.getName());
+      if (!slots || slots.part != axis || slots.partition.getWhole())
+        continue;
+      Value last = b.map(Fn::Sub, {kvp::ExtentOp::create(b.b, x, axis), b.integer(1)});
+      Value part = b.map(Fn::Maximum, {b.map(Fn::Minimum, {index, last}), b.integer(0)});
+      kept = both(op, kept,
+                  b.present(slots.partition, part, kvp::IndexOp::create(b.b, x, own.getName())));
+    }
+    if (isa<NamedTensorType>(index.getType()))
+      kept = both(op, kept, there.lookup(index));
+    set(pick.getResult(), kept);
+  }
+};
+
 struct Primitives : kvpc::impl::KvpPrimitivesBase<Primitives> {
   void runOnOperation() override {
+    PickedParts picked;
     for (Operation &op : llvm::make_early_inc_range(getOperation().getBody().front()))
-      Decompose(&op).admitPresent(&op);
+      picked.visit(&op);
+    for (Operation &op : llvm::make_early_inc_range(getOperation().getBody().front()))
+      Decompose(&op).admitPresent(&op), Decompose(&op).spreadConditions(&op);
     // What a decomposition makes may need one itself (mean of several axes).
     for (bool changed = true; changed;) {
       changed = false;

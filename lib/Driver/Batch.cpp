@@ -12,7 +12,9 @@ using namespace kvpc::driver;
 using reference::Axes;
 using reference::Tensor;
 
-static llvm::Error wrong(const llvm::Twine &text) { return llvm::createStringError(text); }
+static llvm::Error wrong(const llvm::Twine &text, llvm::StringRef code = "kvm-shape") {
+  return llvm::createStringError(text + " [" + code + "]");
+}
 
 static bool isStorage(const Array &array) {
   return array.dtype == "F32" || array.dtype == "BF16" || array.dtype == "F16";
@@ -36,7 +38,8 @@ static llvm::Error checkDtype(llvm::StringRef name, const Array &array, llvm::St
   if (need == "storage" ? isStorage(array) : array.dtype == need)
     return llvm::Error::success();
   return wrong("`" + name + "` has dtype " + array.dtype + "; need " +
-               (need == "storage" ? llvm::StringRef("F32, BF16 or F16") : need));
+                   (need == "storage" ? llvm::StringRef("F32, BF16 or F16") : need),
+               "kvm-dtype");
 }
 
 const Array *Batch::find(llvm::StringRef name) const {
@@ -52,7 +55,8 @@ llvm::Error Batch::readKeysAndValues() {
   for (llvm::StringRef name : {"keys", "values"}) {
     const Array *array = find(name);
     if (!array)
-      return wrong("the input has no `" + name + "`; need [batch, head, token, channel]");
+      return wrong("the input has no `" + name + "`; need [batch, head, token, channel]",
+                   "kvm-missing-input");
     if (llvm::Error error = checkDtype(name, *array, "storage"))
       return error;
     std::vector<int64_t> need{-1, -1, -1, -1};
@@ -74,7 +78,8 @@ llvm::Error Batch::readKeysAndValues() {
   }
   if (find("keys")->dtype != find("values")->dtype)
     return wrong("`keys` has dtype " + find("keys")->dtype + ", `values` " + find("values")->dtype +
-                 "; need the same");
+                     "; need the same",
+                 "kvm-dtype");
   return llvm::Error::success();
 }
 
@@ -256,8 +261,9 @@ llvm::Expected<Arrays> driver::syntheticArrays(const PressSummary &press,
                                                llvm::ArrayRef<int64_t> shape, uint64_t seed) {
   if (!press.weights.empty())
     return wrong("the press takes the weight `" + press.weights[0].name +
-                 "`, which cannot be made up; give --input with `weight." + press.weights[0].name +
-                 "`");
+                     "`, which cannot be made up; give --input with `weight." +
+                     press.weights[0].name + "`",
+                 "kvm-missing-input");
   int64_t batch = shape[0], heads = shape[1], groups = shape[2], tokens = shape[3],
           channels = shape[4], features = groups * heads * channels;
   Arrays out;

@@ -20,7 +20,9 @@ using namespace kvpc::driver;
 
 namespace {
 
-int64_t dtypeNumber(llvm::StringRef name) { return name == "f32" ? KVPC_F32 : KVPC_BF16; }
+int64_t dtypeNumber(llvm::StringRef name) {
+  return name == "f32" ? KVPC_F32 : name == "bf16" ? KVPC_BF16 : KVPC_F16;
+}
 
 codegen::Variant codegenVariant(const VariantChoice &variant) {
   return {dtypeNumber(variant.dtype), variant.channels, cpu::levelLanes(variant.level),
@@ -133,8 +135,8 @@ bool driver::readBuildOptions(const llvm::opt::InputArgList &options, BuildOptio
   if (options.hasArg(OPT_dtype_EQ)) {
     out.dtypes = listOf(options, OPT_dtype_EQ);
     for (const std::string &dtype : out.dtypes)
-      if (dtype != "f32" && dtype != "bf16")
-        return usageError("there is no dtype `" + dtype + "`; need `f32` or `bf16`"), false;
+      if (dtype != "f32" && dtype != "bf16" && dtype != "f16")
+        return usageError("there is no dtype `" + dtype + "`; need `f32`, `bf16` or `f16`"), false;
   }
   if (options.hasArg(OPT_channels_EQ)) {
     out.channels.clear();
@@ -184,9 +186,9 @@ std::vector<VariantChoice> driver::variantsOf(const BuildOptions &options) {
   std::vector<VariantChoice> out;
   for (cpu::Level level : options.levels)
     for (const std::string &dtype : options.dtypes) {
-      // Instructions for pairs of bf16 are all that the highest level adds: f32 would be the same
-      // code again, and machines take the best level that there is for a dtype.
-      if (level == cpu::Level::V4Bf16 && dtype == "f32" &&
+      // Instructions for pairs of bf16 are all that the highest level adds: others would be the
+      // same code again, and machines take the best level that there is for a dtype.
+      if (level == cpu::Level::V4Bf16 && dtype != "bf16" &&
           llvm::is_contained(options.levels, cpu::Level::V4))
         continue;
       for (int64_t channels : options.channels)

@@ -13,7 +13,7 @@ using namespace kvpc::driver;
 /// The shape that is asked for, else one of a usual model with a long prompt.
 static bool readCostShape(const llvm::opt::InputArgList &options, const BuildOptions &build,
                           CostShape &out) {
-  bool narrow = !options.hasArg(OPT_dtype_EQ) || build.dtypes[0] == "bf16";
+  bool narrow = !options.hasArg(OPT_dtype_EQ) || build.dtypes[0] != "f32";
   out.storageBytes = narrow ? 2 : 4;
   if (!options.hasArg(OPT_shape_EQ))
     return true;

@@ -85,7 +85,7 @@ int driver::inspectCommand(const llvm::opt::InputArgList &options) {
   auto argument = onlyInput(options, "a module (.kvm)");
   if (!argument)
     return kUsage;
-  auto buffer = readFile(*argument);
+  auto buffer = readFile(*argument, "kvm-file");
   if (!buffer)
     return failure(buffer.takeError());
   llvm::StringRef bytes = (*buffer)->getBuffer();

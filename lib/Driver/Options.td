@@ -33,7 +33,7 @@ def emit_EQ : Joined<["--"], "emit=">, Visibility<[CompileOption]>, MetaVarName<
 def O : Joined<["-"], "O">, Visibility<Building>, MetaVarName<"<level>">,
   HelpText<"0: one pass over the data for each operation; 2: fused (the default)">;
 def dtype_EQ : CommaJoined<["--"], "dtype=">, Visibility<Building>, MetaVarName<"<dtype>,...">,
-  HelpText<"Dtypes of the cache: f32, bf16 (default: both)">;
+  HelpText<"Dtypes of the cache: f32, bf16, f16 (default: the first two)">;
 def channels_EQ : CommaJoined<["--"], "channels=">, Visibility<Building>, MetaVarName<"<n>,...">,
   HelpText<"Head sizes to specialise for; 0 takes any (default: 64,128,0)">;
 def target_EQ : CommaJoined<["--"], "target=">, Visibility<Building>, MetaVarName<"<level>,...">,

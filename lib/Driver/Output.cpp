@@ -9,7 +9,7 @@ namespace fs = llvm::sys::fs;
 
 static llvm::Error cannotWrite(llvm::StringRef path, std::error_code error) {
   return llvm::createStringError("cannot write `" + path +
-                                 "`: " + llvm::StringRef(error.message()).lower());
+                                 "`: " + llvm::StringRef(error.message()).lower() + " [kvpc-file]");
 }
 
 /// Into a stream whose file stays what it is: a terminal, a pipe, a device.

@@ -54,7 +54,7 @@ int driver::loadProgram(const llvm::opt::InputArgList &options, llvm::StringRef 
     return loadModule(argument, program);
   }
   if (argument.ends_with(".kvm")) {
-    auto buffer = readFile(argument);
+    auto buffer = readFile(argument, "kvm-file");
     if (!buffer)
       return failure(buffer.takeError());
     program.bytes = (*buffer)->getBuffer().str();

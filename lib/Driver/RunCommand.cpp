@@ -62,7 +62,8 @@ int choosePress(const opt::InputArgList &options, Program &program, BoundProgram
   bound.header = program.findHeader(name);
   bound.press = program.findPress(name);
   if (!bound.header || !bound.press)
-    return failure("there is no press `" + name + "`; there are " + program.header.pressNames());
+    return failure("there is no press `" + name + "`; there are " + program.header.pressNames() +
+                   " [kvm-press]");
   return kSuccess;
 }
 
@@ -127,7 +128,7 @@ llvm::Error takeLayers(const runtime::PressHeader &press, const HostValues &host
       return llvm::createStringError(llvm::Twine("`") + found->first + "` has " +
                                      llvm::Twine(layers) + " layers; the call is of layer " +
                                      llvm::Twine(host.layer) + " of " + llvm::Twine(host.layers) +
-                                     "; give `--layer` and `--layers` of the model");
+                                     "; give `--layer` and `--layers` of the model [kvm-shape]");
     std::vector<int64_t> shape = whole.shape;
     shape.erase(shape.begin() + axis);
     Array one("F32", std::move(shape));

@@ -182,10 +182,12 @@ llvm::Expected<Arrays> driver::readSafetensors(llvm::StringRef path) {
                                             /*RequiresNullTerminator=*/false);
   if (!buffer)
     return llvm::createStringError("cannot read `" + path +
-                                   "`: " + llvm::StringRef(buffer.getError().message()).lower());
+                                   "`: " + llvm::StringRef(buffer.getError().message()).lower() +
+                                   " [kvpc-file]");
   auto arrays = parseSafetensors((*buffer)->getBuffer());
   if (!arrays)
-    return llvm::createStringError("`" + path + "` is " + llvm::toString(arrays.takeError()));
+    return llvm::createStringError("`" + path + "` is " + llvm::toString(arrays.takeError()) +
+                                   " [kvpc-file]");
   return arrays;
 }
 

@@ -45,11 +45,13 @@ static llvm::StringRef nearestInLibrary(llvm::StringRef name) {
   return best;
 }
 
-llvm::Expected<std::unique_ptr<llvm::MemoryBuffer>> driver::readFile(llvm::StringRef path) {
+llvm::Expected<std::unique_ptr<llvm::MemoryBuffer>> driver::readFile(llvm::StringRef path,
+                                                                     llvm::StringRef code) {
   auto buffer = llvm::MemoryBuffer::getFileOrSTDIN(path);
   if (!buffer)
     return llvm::createStringError("cannot read `" + path +
-                                   "`: " + llvm::StringRef(buffer.getError().message()).lower());
+                                   "`: " + llvm::StringRef(buffer.getError().message()).lower() +
+                                   " [" + code + "]");
   return std::move(*buffer);
 }
 
@@ -68,10 +70,12 @@ llvm::Expected<Source> driver::readSource(llvm::StringRef argument) {
   }
   if (named)
     return Source{named->path.str(), named->source.str(), declared ? argument.str() : ""};
-  llvm::StringRef near = nearestInLibrary(argument);
+  std::string near = nearestInLibrary(argument).str();
+  if (!near.empty())
+    near = "; did you mean `" + near + "`";
   return llvm::createStringError("there is no file `" + argument +
-                                 "`, and no press of that name in the library" +
-                                 (near.empty() ? llvm::Twine() : "; did you mean `" + near + "`"));
+                                 "`, and no press of that name in the library" + near +
+                                 " [kvpc-program]");
 }
 
 Session::Session() : context(mlir::MLIRContext::Threading::DISABLED), messages(sources, &context) {

@@ -21,7 +21,8 @@ struct Source {
 llvm::Expected<Source> readSource(llvm::StringRef argument);
 
 /// The bytes of a file.
-llvm::Expected<std::unique_ptr<llvm::MemoryBuffer>> readFile(llvm::StringRef path);
+llvm::Expected<std::unique_ptr<llvm::MemoryBuffer>> readFile(llvm::StringRef path,
+                                                             llvm::StringRef code = "kvpc-file");
 
 /// The context of one command, with messages to the standard error.
 struct Session {

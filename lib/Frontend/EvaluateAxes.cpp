@@ -20,22 +20,27 @@ Value Evaluator::evaluateRename(const CallExpr &call, const Arguments &args, Env
     error(args.to.loc(), Diag::RenameTaken, shown(*args.values[0]), to);
     return Poison();
   }
-  if (from == "head")
+  if (from == "head") {
     *x = materialize(*x, loc);
+    // How many entries a head has is asked by that name.
+    for (kvp::AxisAttr a : x->type().getAxes())
+      if (const Selection *by = current.ragged();
+          by && kvp::isEntryAxis(a) && headsOf(*x, a.getName()) == "head") {
+        error(call.callee.loc(), Diag::HeadMisaligned, "rename", "head", "number", "tokens", by->by)
+            .note(by->loc, "heads may have different numbers of tokens from here on");
+        return Poison();
+      }
+  }
   Tensor out = *x;
   out.input.reset();
   // The value that each entry had when it was computed, kept for later passes.
   if (from == "query" && to == "token") {
-    notImplemented(call.callee.loc(), "`rename(query -> token)`");
-    llvm::SmallVector<kvp::AxisAttr> axes;
-    for (kvp::AxisAttr a : x->type().getAxes())
-      axes.push_back(
-          a.getName() == from ? axisAttr("token", kvp::AxisAttr::kDynamic, current.number()) : a);
-    out.value = emitter.placeholder(
-        loc, kvp::NamedTensorType::get(emitter.getContext(), axes, x->type().getElementType()),
-        x->value);
-    out.protect = {};
-    return out;
+    if (kvp::AxisAttr query = x->type().getAxis(from); query.isStatic()) {
+      error(args.from.loc(), Diag::Extent, from, std::to_string(query.getExtent()) + " entries",
+            shown(*args.values[0]), "one for each token", "`rename(query -> token)`");
+      return Poison();
+    }
+    return ofTokens(*x, call.callee.loc());
   }
   auto rename = [&](mlir::Value v) {
     return emitter.create<kvp::RenameOp>(loc, v,
@@ -58,6 +63,37 @@ Value Evaluator::evaluateRename(const CallExpr &call, const Arguments &args, Env
                              heads == from ? to.str() : heads.str()});
   }
   return out.value ? Value(out) : Poison();
+}
+
+/// The value that each entry's own query gave. Entries of earlier passes have none here.
+Value Evaluator::ofTokens(Tensor x, llvm::SMLoc where) {
+  mlir::Location loc = diagnostics.location(where);
+  mlir::Value cache = current.cache;
+  while (mlir::Operation *by = cache.getDefiningOp())
+    cache = by->getOperand(0);
+  auto dimOf = [&](kvp::Dim kind) {
+    return emitter.createAs<kvp::DimOp>(
+        loc, emitter.i64(), cache,
+        emitter.named("dim", kvp::DimAttr::get(emitter.getContext(), kind)));
+  };
+  emitter.require(loc, emitter.map(loc, Fn::Eq, {dimOf(kvp::Dim::Seen), dimOf(kvp::Dim::Length)}),
+                  "`rename(query -> token)` needs the queries of all tokens that the cache has "
+                  "seen, those of earlier passes too; compress the whole prompt at once");
+  // A token's place among the queries is where it was first cached.
+  llvm::SmallVector<mlir::NamedAttribute> attributes;
+  if (current.number())
+    attributes.push_back(emitter.unit("original"));
+  mlir::Value token = emitter.create<kvp::PositionOp>(loc, current.cache, attributes);
+  Tensor out = x;
+  out.input.reset();
+  out.protect = {};
+  out.value = emitter.create<kvp::AtOp>(loc, {x.value, token}, emitter.string("axis", "query"));
+  if (!out.value)
+    return Poison();
+  if (out.has("head"))
+    out.repeated = false;
+  out.forgetAxes();
+  return out;
 }
 
 //===------------------------------------------------------------------------------------------===//
@@ -124,10 +160,12 @@ Value Evaluator::evaluatePartition(const CallExpr &call, const Arguments &args, 
       return typeError(*args.values[i], i == 3 ? "`from` of `partition`" : "`to` of `partition`",
                        "an integer of the host", value);
     // The whole axis needs no saying.
-    bool plain = i == 3 ? host->known && host->known->integer == 0
-                        : host->value == dim(kvp::Dim::Length, loc).value;
+    Host whole = i == 3 ? Host::number(Number::of(int64_t(0))) : dim(kvp::Dim::Length, loc);
+    bool plain = i == 3 ? host->known && host->known->integer == 0 : host->value == whole.value;
+    // A range ends where the row does.
     if (!plain)
-      (i == 3 ? info.from : info.to) = get(*host, loc);
+      (i == 3 ? info.from : info.to) =
+          get(mapHost(i == 3 ? Fn::Maximum : Fn::Minimum, {*host, whole}, loc), loc);
   }
   if (args.values[5]) {
     Value value = evaluate(*args.values[5], env);

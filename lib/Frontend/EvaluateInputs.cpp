@@ -199,10 +199,6 @@ Value Evaluator::evaluateAttention(const CallExpr &call, bool softmax, const Arg
     return Poison();
   if (refuseAllQueries(out->type(), call.callee.loc()))
     return *out;
-  if (StringRef heads = headsOf(*out, "token"); heads != "head" && out->has(heads)) {
-    notImplemented(call.callee.loc(), "`" + op + "` of heads by another name");
-    return *out;
-  }
   mlir::Location loc = at(call.callee.loc());
   out->value =
       mapTensor(Fn::Mul, {out->value, emitter.createAs<kvp::ScaleOp>(loc, emitter.f64(), {})}, loc);
@@ -210,6 +206,11 @@ Value Evaluator::evaluateAttention(const CallExpr &call, bool softmax, const Arg
   if (where.failed)
     return Poison();
   mlir::Value admitted = causal(*out, loc);
+  // Which entries a query may see is what the heads know that hold them.
+  if (StringRef heads = headsOf(*out, "token"); admitted && heads != "head" && out->has(heads))
+    if (llvm::cast<kvp::NamedTensorType>(admitted.getType()).hasAxis("head"))
+      admitted = emitter.create<kvp::RenameOp>(
+          loc, admitted, {emitter.string("from", "head"), emitter.string("to", heads)});
   if (where.condition)
     admitted = admitted ? mapTensor(Fn::And, {admitted, where.condition}, loc) : where.condition;
   if (softmax) {
@@ -349,10 +350,21 @@ Value Evaluator::evaluateRandom(const CallExpr &call, bool gaussian, const Argum
         return Poison();
       extent = *size;
     }
-    gone |= name == "gone" || name == "channel";
+    gone |= name == "gone";
     axes.push_back(axisAttr(name, extent, kvp::isCacheAxis(name) ? current.number() : 0));
     attributes.push_back(axes.back());
   }
+  // Without `head` a number is for all heads: they must mean the same by it.
+  auto has = [&](StringRef name) {
+    return llvm::any_of(axes, [&](kvp::AxisAttr a) { return a.getName() == name; });
+  };
+  for (StringRef name : {"token", "channel"})
+    if (const Selection *by = has(name) && !has("head") ? current.misaligned(name) : nullptr) {
+      error(call.callee.loc(), Diag::HeadMisaligned, call.callee.text, name, "number",
+            name == "token" ? "tokens" : "channels", by->by)
+          .note(by->loc, "each head chooses for itself here");
+      return Poison();
+    }
   mlir::Location loc = at(call.callee.loc());
   Tensor out;
   if (gaussian || gone) {
@@ -365,6 +377,8 @@ Value Evaluator::evaluateRandom(const CallExpr &call, bool gaussian, const Argum
   out.value = emitter.create<kvp::UniformOp>(
       loc, {current.cache, get(*host, loc)},
       emitter.named("axes", emitter.attributes().getArrayAttr(attributes)));
+  if (out.value && out.has("channel") && current.last("channel"))
+    out.thinned.push_back("channel");
   return out.value ? Value(out) : Poison();
 }
 

@@ -125,10 +125,10 @@ bool Evaluator::refuseMisaligned(const Tensor &tensor, const CallExpr &call, Nam
 // Reductions
 //===------------------------------------------------------------------------------------------===//
 
-/// The mean of turns over axes that their positions alone have is one turn by averaged tables;
-/// takes those axes from `over`.
-mlir::Value Evaluator::averageTurn(mlir::Value value, llvm::SmallVectorImpl<StringRef> &over,
-                                   mlir::Location loc) {
+/// The mean of turns over axes that their positions alone have is one turn by averaged tables, the
+/// sum as many times that; takes those axes from `over`.
+mlir::Value Evaluator::averageTurn(Reduction kind, mlir::Value value,
+                                   llvm::SmallVectorImpl<StringRef> &over, mlir::Location loc) {
   auto turn = value.getDefiningOp<kvp::RotateOp>();
   if (!turn || turn.getMean())
     return value;
@@ -137,7 +137,15 @@ mlir::Value Evaluator::averageTurn(mlir::Value value, llvm::SmallVectorImpl<Stri
   if (mean.empty())
     return value;
   llvm::erase_if(over, [&](StringRef axis) { return llvm::is_contained(mean, axis); });
-  return emitter.create<kvp::RotateOp>(loc, turn->getOperands(), emitter.strings("mean", mean));
+  mlir::Value by = turn.getBy();
+  value = emitter.create<kvp::RotateOp>(loc, turn->getOperands(), emitter.strings("mean", mean));
+  if (kind == Reduction::Sum)
+    for (StringRef axis : mean) {
+      mlir::Value n =
+          emitter.createAs<kvp::ExtentOp>(loc, emitter.i64(), by, emitter.string("axis", axis));
+      value = mapTensor(Fn::Mul, {value, n}, loc);
+    }
+  return value;
 }
 
 /// What a reduction over heads makes of a score that is the same in each of them.
@@ -156,8 +164,8 @@ Value Evaluator::reduceTensor(Reduction kind, Tensor x, llvm::ArrayRef<StringRef
       x = materialize(x, loc);
     }
   }
-  if (kind == Reduction::Mean && !where)
-    x.value = averageTurn(x.value, real, loc);
+  if ((kind == Reduction::Mean || kind == Reduction::Sum) && !where)
+    x.value = averageTurn(kind, x.value, real, loc);
   Tensor out = x;
   out.input.reset();
   if (!real.empty())

@@ -273,7 +273,7 @@ bool Evaluator::applyTopk(const CallExpr &call, const Arguments &args, Env &env)
     auto *host = share.as<Host>();
     if (!host || host->element == Element::Bool)
       return typeError(expr, "`at_least` of `topk`", "a number of the host", share), false;
-    if (!args.values[2]) {
+    if (!together.heads) { // else each head has its whole budget anyway
       error(expr.loc(), Diag::AtLeastAlone);
       return false;
     }
@@ -342,8 +342,16 @@ Host Evaluator::keptCount(const Budget &budget, const Tensor &score, StringRef a
 }
 
 /// The same of a count from data; the selection clamps it.
-mlir::Value Evaluator::keptCounts(const Tensor &amounts, const Tensor &score, StringRef axis,
+mlir::Value Evaluator::keptCounts(const Budget &budget, const Tensor &score, StringRef axis,
                                   mlir::Location at) {
+  const Tensor &amounts = *budget.amounts;
+  if (budget.kind == Budget::Kind::Drop) {
+    mlir::Value n = emitter.createAs<kvp::ExtentOp>(at, emitter.i64(), score.value,
+                                                    emitter.string("axis", axis));
+    mlir::Value share =
+        mapTensor(Fn::Sub, {emitter.constant(at, Number::of(1.0)), amounts.value}, at);
+    return mapTensor(Fn::Int, {mapTensor(Fn::Mul, {share, n}, at)}, at);
+  }
   if (axis != "part")
     return amounts.value;
   mlir::Value size = emitter.constant(at, Number::of(score.part->size));
@@ -385,14 +393,12 @@ bool Evaluator::select(Tensor score, const Budget &budget, llvm::SMLoc loc,
     notImplemented(loc, what);
     implemented = false;
   };
+  if (budget.amounts && axis == "channel") {
+    error(loc, Diag::ChannelCount, "the budget is a tensor");
+    return false;
+  }
   if (axis == "part" && score.has("slot"))
     unfinished("`topk` within parts");
-  else if (axis == "part" && (score.part->from || score.part->to || score.part->whole))
-    unfinished("`topk` over parts of a range");
-  if (budget.amounts && budget.kind == Budget::Kind::Drop)
-    unfinished("`drop` of a tensor");
-  else if (budget.amounts && axis == "channel")
-    unfinished("`topk` of channels with counts from data");
   if (!implemented) {
     selected(
         loc, "topk", axis == "channel" ? "channel" : "token", perHead,
@@ -401,7 +407,7 @@ bool Evaluator::select(Tensor score, const Budget &budget, llvm::SMLoc loc,
   }
   mlir::Value count;
   if (budget.amounts) {
-    count = keptCounts(*budget.amounts, score, axis, at);
+    count = keptCounts(budget, score, axis, at);
   } else {
     Host n = axis == "token" ? dim(kvp::Dim::Length, at)
              : axis == "channel"
@@ -424,6 +430,11 @@ bool Evaluator::select(Tensor score, const Budget &budget, llvm::SMLoc loc,
     operands.push_back(score.protect);
   if (joint && together.atLeast)
     operands.push_back(get(*together.atLeast, at));
+  mlir::Value from = axis == "part" ? score.part->from : mlir::Value();
+  mlir::Value to = axis == "part" ? score.part->to : mlir::Value();
+  for (mlir::Value limit : {from, to})
+    if (limit)
+      operands.push_back(limit);
   llvm::SmallVector<mlir::NamedAttribute> attributes;
   if (joint)
     attributes.push_back(emitter.unit("joint"));
@@ -433,10 +444,12 @@ bool Evaluator::select(Tensor score, const Budget &budget, llvm::SMLoc loc,
     attributes.push_back(emitter.integer("reuse", reuse.layers));
   mlir::Value cache = emitter.create<kvp::TopkOp>(
       at, operands, attributes,
-      llvm::SmallVector<int32_t>{1, 1, 1, bool(score.protect), joint && together.atLeast});
+      llvm::SmallVector<int32_t>{1, 1, 1, bool(score.protect), joint && together.atLeast,
+                                 bool(from), bool(to)});
   if (!cache)
     return false;
   selected(loc, "topk", axis == "channel" ? "channel" : "token", perHead, cache);
+  current.selections.back().ragged = perHead && (joint || budget.amounts || axis == "part");
   return true;
 }
 
@@ -471,6 +484,7 @@ bool Evaluator::applyMask(const CallExpr &call, const Arguments &args, Env &env)
   if (!cache)
     return false;
   selected(loc, "mask", "token", condition->has("head"), cache);
+  current.selections.back().ragged = condition->has("head");
   return true;
 }
 

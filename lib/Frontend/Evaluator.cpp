@@ -13,6 +13,13 @@ const Selection *CacheState::misaligned(StringRef axis) const {
   return nullptr;
 }
 
+const Selection *CacheState::ragged() const {
+  for (const Selection &s : llvm::reverse(selections))
+    if (s.ragged)
+      return &s;
+  return nullptr;
+}
+
 const Selection *CacheState::last(StringRef axis) const {
   for (const Selection &s : llvm::reverse(selections))
     if (s.axis == axis)

@@ -26,7 +26,8 @@ struct Selection {
   std::string name;     // the declaration that it stands in, or `by`
   llvm::StringRef axis; // token or channel
   bool perHead = false;
-  int64_t reuse = 0; // layers that share it
+  int64_t reuse = 0;   // layers that share it
+  bool ragged = false; // heads may have kept different numbers
 };
 
 /// What is left of the cache at some point of the pipeline. Its number is that of its selections.
@@ -37,6 +38,8 @@ struct CacheState {
   int64_t number() const { return static_cast<int64_t>(selections.size()); }
   /// The last selection of `axis` that each head made for itself, or null.
   const Selection *misaligned(llvm::StringRef axis) const;
+  /// The selection of tokens after which heads may have different numbers of them, or null.
+  const Selection *ragged() const;
   /// The last selection of `axis`, or null.
   const Selection *last(llvm::StringRef axis) const;
 };
@@ -226,8 +229,9 @@ private:
   Value rankLayers(const CallExpr &call, const Tensor &x, llvm::ArrayRef<llvm::StringRef> over);
   std::shared_ptr<const Layers> layersOfMap(kvp::Fn fn, llvm::ArrayRef<Operand> operands,
                                             mlir::Value slice, mlir::Location loc);
-  mlir::Value averageTurn(mlir::Value value, llvm::SmallVectorImpl<llvm::StringRef> &over,
-                          mlir::Location loc);
+  Value ofTokens(Tensor x, llvm::SMLoc loc);
+  mlir::Value averageTurn(kvp::Reduction kind, mlir::Value value,
+                          llvm::SmallVectorImpl<llvm::StringRef> &over, mlir::Location loc);
   Value reduceTensor(kvp::Reduction kind, Tensor x, llvm::ArrayRef<llvm::StringRef> over,
                      mlir::Value where, mlir::Location loc);
   Value evaluateAlong(const CallExpr &call, BuiltinId id, const Arguments &args, Env &env);
@@ -291,7 +295,7 @@ private:
   std::optional<Host> checkedShare(const Host &share, const Expr &expr);
   Host keptCount(const Budget &budget, const Tensor &score, llvm::StringRef axis, const Host &n,
                  mlir::Location at);
-  mlir::Value keptCounts(const Tensor &amounts, const Tensor &score, llvm::StringRef axis,
+  mlir::Value keptCounts(const Budget &budget, const Tensor &score, llvm::StringRef axis,
                          mlir::Location at);
   bool applyMask(const CallExpr &call, const Arguments &args, Env &env);
   bool applyReuse(const CallExpr &call, const Arguments &args, Env &env);

@@ -85,10 +85,17 @@ Tensor kvpc::reference::join(const Tensor &input, const Tensor &like, StringRef 
   Axes grid{{"part", input.extent("part")}, {"slot", cut.size}};
   std::vector<int64_t> fromOther = offsets(others, input), fromGrid = offsets(grid, input);
   std::vector<int64_t> toOther = offsets(others, out), toLine = offsets(line, out);
+  // Of a part that was picked some slots may not be there.
+  std::vector<int64_t> thereOther, thereGrid;
+  if (input.present) {
+    thereOther = offsets(others, *input.present);
+    thereGrid = offsets(grid, *input.present);
+  }
   for (int64_t i = 0; i < extent; ++i) {
     bool inside = i >= first && i < std::min(end, first + parts * cut.size);
     for (size_t other = 0; other < toOther.size(); ++other)
-      if (inside)
+      if (inside &&
+          (!input.present || input.present->bools[thereOther[other] + thereGrid[i - first]]))
         out.copy(toOther[other] + toLine[i], input, fromOther[other] + fromGrid[i - first]);
       else
         out.set(toOther[other] + toLine[i], fill);

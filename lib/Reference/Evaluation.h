@@ -75,6 +75,7 @@ private:
   };
   llvm::Expected<Contest> contest(kvp::TopkOp op, int64_t head) const;
   llvm::Expected<Sets> chooseJointly(kvp::TopkOp op, const Cache &cache);
+  Cut partsOf(kvp::TopkOp op) const;
   /// What one head keeps, by the values that this evaluation has.
   llvm::Expected<std::vector<int64_t>> choose(kvp::TopkOp op, int64_t head) const;
   std::vector<int64_t> choose(kvp::MaskOp op, int64_t head) const;

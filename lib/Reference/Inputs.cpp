@@ -169,17 +169,34 @@ llvm::Expected<Tensor> Evaluation::uniformOf(kvp::UniformOp op) {
   const Cache &left = cache(op.getCache());
   Axes axes;
   for (kvp::AxisAttr axis : op.getAxes().getAsRange<kvp::AxisAttr>()) {
-    int64_t extent = axis.getName() == "head"    ? row.heads
-                     : axis.getName() == "token" ? left.length()
-                                                 : axis.getExtent();
+    int64_t extent =
+        axis.getName() == "head"    ? row.heads
+        : axis.getName() == "token" ? left.length()
+        : axis.getName() == "channel"
+            ? static_cast<int64_t>(left.channels ? (*left.channels)[0].size() : row.channels)
+            : axis.getExtent();
     axes.push_back({axis.getName().str(), extent});
   }
   bool perHead = op.getResult().getType().hasAxis("head");
   bool tokens = op.getResult().getType().hasAxis("token");
-  if (!tokens)
-    return uniform(integer(op.getSeed()), row.layer, axes, Tensor({}, Element::Int));
-  auto positions = originalPositions(left, perHead);
-  if (!positions)
-    return positions;
-  return uniform(integer(op.getSeed()), row.layer, axes, *positions);
+  Tensor positions({}, Element::Int);
+  if (tokens) {
+    auto original = originalPositions(left, perHead);
+    if (!original)
+      return original;
+    positions = std::move(*original);
+  }
+  // Which channel of the row's keys each is.
+  std::optional<Tensor> channels;
+  if (left.channels) {
+    Axes where{{"head", row.heads}, {"channel", static_cast<int64_t>((*left.channels)[0].size())}};
+    std::vector<int64_t> ids;
+    for (const std::vector<int64_t> &own : *left.channels)
+      llvm::append_range(ids, own);
+    channels = Tensor::ofInts(where, std::move(ids));
+    if (!perHead) // one choice for all heads
+      channels = at(*channels, "head", Tensor::ofInts({}, {0}));
+  }
+  return uniform(integer(op.getSeed()), row.layer, axes, positions, row.channels,
+                 channels ? &*channels : nullptr);
 }

@@ -73,8 +73,10 @@ Tensor pair(const Tensor &input, llvm::StringRef axis, const Rope &rope);
 Tensor unrotate(const Tensor &keys, const Tensor &positions, const Rope &rope);
 
 // Random.cpp
-/// `axes` name head, token and new axes; `positions` are original ones per head and token.
-Tensor uniform(int64_t seed, int64_t layer, Axes axes, const Tensor &positions);
+/// `axes` name head, token, channel and new axes; `positions` are original ones per head and token,
+/// `channels` (null: all) the numbers of channels among `width`.
+Tensor uniform(int64_t seed, int64_t layer, Axes axes, const Tensor &positions, int64_t width,
+               const Tensor *channels);
 
 } // namespace kvpc::reference
 

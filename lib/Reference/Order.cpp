@@ -54,8 +54,10 @@ Tensor kvpc::reference::rank(const Tensor &input, ArrayRef<StringRef> over, cons
                              const Tensor *where) {
   // Ties go to the earlier token and then to the earlier head, however the axes were listed.
   std::vector<StringRef> order;
-  auto lateness = [](StringRef name) { return name == "layer" ? 2 : name == "head" ? 1 : 0; };
-  for (int when : {0, 1, 2})
+  auto lateness = [](StringRef name) {
+    return name == "layer" ? 3 : name == "head" ? 2 : name.rtrim('\'') == "slot" ? 1 : 0;
+  };
+  for (int when : {0, 1, 2, 3})
     llvm::copy_if(over, std::back_inserter(order),
                   [&](StringRef name) { return lateness(name) == when; });
   Rows rows(input, order, where);

@@ -1,4 +1,5 @@
 //===- Selections.cpp - topk and mask over a cache state --------------------------------------===//
+#include "dialect/IR/Kvplan.h"
 #include "lib/Reference/Evaluation.h"
 
 #include "llvm/ADT/STLExtras.h"
@@ -76,14 +77,29 @@ static std::vector<T> line(const Tensor &tensor, const std::vector<T> &entries,
   return out;
 }
 
-/// Tokens of parts of `size`, of n tokens.
-static std::vector<int64_t> tokensOfParts(const std::vector<int64_t> &parts, int64_t size,
+/// Tokens of parts, of n tokens; of none the newest.
+static std::vector<int64_t> tokensOfParts(const std::vector<int64_t> &parts, const Cut &cut,
                                           int64_t n) {
   std::vector<int64_t> tokens;
+  int64_t first = cut.parts(n).first;
   for (int64_t part : parts)
-    for (int64_t i = part * size; i < std::min((part + 1) * size, n); ++i)
-      tokens.push_back(i);
+    for (int64_t i = 0; i < cut.size && first + part * cut.size + i < cut.end(n); ++i)
+      tokens.push_back(first + part * cut.size + i);
+  if (tokens.empty() && n > 0)
+    tokens.push_back(n - 1);
   return tokens;
+}
+
+/// What a selection of parts selects from. The score knows which of them are whole.
+Cut Evaluation::partsOf(kvp::TopkOp op) const {
+  Cut cut{static_cast<int64_t>(op.getPartSize().value_or(1))};
+  if (op.getPartFrom())
+    cut.from = integer(op.getPartFrom());
+  if (op.getPartTo())
+    cut.to = integer(op.getPartTo());
+  if (auto partition = kvplan::partitionOf(op.getScore(), "part"))
+    cut.whole = partition.getWhole();
+  return cut;
 }
 
 llvm::SmallVector<mlir::Value> Evaluation::needsOf(mlir::Operation *op) const {
@@ -148,11 +164,11 @@ llvm::Expected<Evaluation::Contest> Evaluation::contest(kvp::TopkOp op, int64_t 
   const Cache &left = cache(op.getCache());
   llvm::StringRef axis = op.getElementAxis();
   int64_t number = selectionNumber(op);
-  int64_t size = axis == "part" ? static_cast<int64_t>(*op.getPartSize()) : 1;
+  Cut cut = partsOf(op);
   auto entriesOf = [&](int64_t tokens) {
     if (axis == "channel")
       return left.channels ? static_cast<int64_t>((*left.channels)[0].size()) : row.channels;
-    return (tokens + size - 1) / size;
+    return cut.parts(tokens).second;
   };
   auto givenScore = given.scores.find(number), givenProtect = given.protects.find(number);
   const Tensor &score =
@@ -161,8 +177,10 @@ llvm::Expected<Evaluation::Contest> Evaluation::contest(kvp::TopkOp op, int64_t 
   if (givenProtect != given.protects.end())
     protect = &givenProtect->second;
   int64_t entries = entriesOf(left.length());
+  // Given scores are over all parts that there may be.
+  bool longer = axis == "part" && givenScore != given.scores.end();
   for (const Tensor *t : {&score, protect})
-    if (t && t->has(axis) && t->extent(axis) != entries)
+    if (t && t->has(axis) && (longer ? t->extent(axis) < entries : t->extent(axis) != entries))
       return failed("selection %lld: the score has %lld entries along `%s`, the cache has %lld",
                     static_cast<long long>(number), static_cast<long long>(t->extent(axis)),
                     axis.str().c_str(), static_cast<long long>(entries));
@@ -190,7 +208,7 @@ llvm::Expected<std::vector<int64_t>> Evaluation::choose(kvp::TopkOp op, int64_t 
   if (op.getElementAxis() != "part")
     return chosen;
   int64_t tokens = cache(op.getCache()).tokens[seer].size();
-  return tokensOfParts(chosen, *op.getPartSize(), tokens);
+  return tokensOfParts(chosen, partsOf(op), tokens);
 }
 
 /// One budget for all heads: what each has for certain, then the best of the others.

@@ -136,7 +136,7 @@ llvm::Expected<Value> Evaluation::executeTensor(mlir::Operation *op) {
           })
           .Case([&](kvp::AtOp o) -> Result {
             return at(tensor(o.getInput()), o.getAxis(), asTensor(o.getIndex()),
-                      bool(kvplan::slotsAlong(o.getInput(), o.getAxis())));
+                      kvplan::originOf(o.getInput(), o.getAxis()).second == "slot");
           })
           .Default([&](mlir::Operation *other) -> Result {
             return failed("the reference does not know `%s`",

@@ -16,8 +16,9 @@ constexpr uint64_t stateMagic = 0x6574617473766b31; // "1kvstate"
 /// Stands before the module's own bytes, so that a follower can tell whose choice it is given.
 struct alignas(64) StateHeader {
   uint64_t magic, press;
-  int64_t leader, batch, heads, tokens, bytes, kept;
-  uint64_t rows; // digest of where the rows' real tokens stand
+  int64_t leader, layers, batch, heads, tokens, bytes, kept;
+  uint64_t rows;      // digest of where the rows' real tokens stand
+  uint64_t positions; // digest of where they were first cached; 0: counted from the first
 };
 static_assert(sizeof(StateHeader) == 128);
 
@@ -28,6 +29,27 @@ uint64_t rowsId(const std::vector<int64_t> &start, const std::vector<int64_t> &l
       for (int byte = 0; byte < 8; ++byte)
         hash = (hash ^ uint8_t(n >> 8 * byte)) * 0x100000001b3;
   return hash;
+}
+
+/// Digest of the original positions of all real tokens: those given, or counted from the first.
+uint64_t positionsId(const kvpc_call &call, bool given) {
+  const kvpc_tensor &positions = call.original_positions;
+  uint64_t hash = 0xcbf29ce484222325;
+  for (int64_t row = 0; row < call.batch; ++row) {
+    for (int64_t head = 0; head < call.heads; ++head) {
+      const int64_t step = positions.stride[2];
+      const int64_t *from = nullptr;
+      if (given)
+        from = static_cast<const int64_t *>(positions.data) + row * positions.stride[0] +
+               head * positions.stride[1] + call.start[row] * step;
+      for (int64_t i = 0; i < call.length[row]; ++i) {
+        hash = (hash ^ uint64_t(given ? from[i * step] : i)) * 0x100000001b3;
+        hash ^= hash >> 32;
+      }
+    }
+    hash = (hash ^ uint64_t(call.seen[row])) * 0x100000001b3;
+  }
+  return hash ? hash : 1;
 }
 
 /// Tells presses of different modules apart.
@@ -166,6 +188,10 @@ Failure BoundPress::checkState(const Call &call) const {
     return error(", but the state is of another press");
   if (header.leader != leader)
     return error(", but the state is of layer " + std::to_string(header.leader));
+  if (header.layers != call.layers)
+    return Error{ErrorCode::State, takes + " of " + std::to_string(header.layers) +
+                                       ", but `layers` is " + std::to_string(call.layers) +
+                                       "; give all layers of a model the same"};
   const int64_t *size = call.keys.size;
   if (header.batch != size[0] || header.heads != size[1] || header.tokens != size[2])
     return error(" with " + std::to_string(header.batch) + " rows, " +
@@ -201,12 +227,10 @@ Result<BoundPress::Entries> BoundPress::choose(const Call &call) const {
   if (best)
     return Entries{best->plan, best->run};
   if (sizes.empty()) {
-    bool compiles = call.keys.element == Element::F32 || call.keys.element == Element::BF16;
     std::string element(elementName(call.keys.element));
     return Error{ErrorCode::Dtype,
                  "`keys` are " + element + "; the module has code for " + quoteList(dtypes) +
-                     "; convert the cache" +
-                     (compiles ? ", or compile the press with `--dtype=" + element + "`" : "")};
+                     "; convert the cache, or compile the press with `--dtype=" + element + "`"};
   }
   return Error{
       ErrorCode::Channels,
@@ -299,6 +323,15 @@ Failure BoundPress::plan(Call &call) const {
                    "layer " + std::to_string(call.layer) + " takes the choice of layer " +
                        std::to_string(header.leader) +
                        ", whose rows had other `lengths` or padding; give both layers the same"};
+    bool given = call.originalPositions.given();
+    // Counted positions may be given, too.
+    if ((given || header.positions) &&
+        positionsId(raw, given) != (header.positions ? header.positions : positionsId(raw, false)))
+      return Error{ErrorCode::State,
+                   "layer " + std::to_string(call.layer) + " takes the choice of layer " +
+                       std::to_string(header.leader) +
+                       ", whose tokens had other `original_positions` or `seen`; give both layers "
+                       "the same"};
   }
   call.sizes.kept = raw.kept;
   call.sizes.keptChannels = raw.kept_channels;
@@ -381,11 +414,13 @@ Failure BoundPress::run(Call &call) const {
     *header = {stateMagic,
                pressId(*owner, *press),
                call.layer,
+               call.layers,
                raw.batch,
                raw.heads,
                raw.tokens,
                raw.state_bytes,
                raw.kept,
-               rowsId(call.start, call.length)};
+               rowsId(call.start, call.length),
+               call.originalPositions.given() ? positionsId(raw, true) : 0};
   return {};
 }

@@ -79,7 +79,7 @@ private:
   at::Tensor offsets, channels, rows;
   int64_t batch, queryHeads, count, width, heads, tail, valueWidth, groupRows, prefixRows;
   int64_t prefixWidth;
-  bool bf16;
+  AttendElement element;
   // f32, scaled, rows padded with zeros: whole channels for the tail, kept ones for the prefix
   std::vector<float> wholeQueries, keptQueries;
   int64_t paddedRows;
@@ -163,9 +163,11 @@ void Attention::check(const std::optional<at::Tensor> &given) {
   }
 
   at::ScalarType type = queries.scalar_type();
-  bf16 = type == at::kBFloat16;
-  if (type != at::kFloat && !bf16)
-    raise({ErrorCode::Dtype, "`queries` are neither f32 nor bf16"});
+  if (type != at::kFloat && type != at::kBFloat16 && type != at::kHalf)
+    raise({ErrorCode::Dtype, "`queries` are neither f32, bf16 nor f16"});
+  element = type == at::kFloat      ? AttendElement::F32
+            : type == at::kBFloat16 ? AttendElement::BF16
+                                    : AttendElement::F16;
   for (at::Tensor *tensor : {&queries, &keys, &values, &prefix.keys, &prefix.values}) {
     if (tensor->scalar_type() != type)
       raise({ErrorCode::Dtype, "queries, keys and values have different dtypes; need one"});
@@ -252,7 +254,7 @@ void Attention::attend(const Item &item) {
   AttendSums sums = {largest.data() + item.sums, total.data() + item.sums,
                      mixed.data_ptr<float>() + item.sums * valueWidth};
   std::fill_n(sums.mixed, item.rows * valueWidth, 0.0F);
-  const int64_t size = bf16 ? 2 : 4;
+  const int64_t size = element == AttendElement::F32 ? 4 : 2;
   auto at = [&](const at::Tensor &tensor, int64_t offset) -> const void * {
     return static_cast<const char *>(tensor.const_data_ptr()) + offset * size;
   };
@@ -337,18 +339,22 @@ void Attention::finish(int64_t batchRow, int64_t head) {
       int64_t queryHead = head * (queryHeads / heads) + row / count;
       int64_t at = ((batchRow * count + row % count) * queryHeads + queryHead) * valueWidth;
       float scale = all > 0 ? 1 / all : 0; // a row of padding sees nothing
-      if (bf16)
+      auto write = [&](auto *to) {
         for (int64_t c = 0; c < valueWidth; ++c)
-          out.data_ptr<at::BFloat16>()[at + c] = sum[size_t(c)] * scale;
+          to[at + c] = sum[size_t(c)] * scale;
+      };
+      if (element == AttendElement::F32)
+        write(out.data_ptr<float>());
+      else if (element == AttendElement::BF16)
+        write(out.data_ptr<at::BFloat16>());
       else
-        for (int64_t c = 0; c < valueWidth; ++c)
-          out.data_ptr<float>()[at + c] = sum[size_t(c)] * scale;
+        write(out.data_ptr<at::Half>());
     }
   }
 }
 
 at::Tensor Attention::run() {
-  function = attendFunction(bf16);
+  function = attendFunction(element);
   out = at::empty({batch, count, queryHeads, valueWidth}, queries.options().requires_grad(false));
   if (out.numel() == 0)
     return out;

@@ -18,7 +18,7 @@ constexpr int64_t attendMaxRows = 64;
 
 /// Entries of one head that lie one after the other.
 struct AttendRun {
-  const void *keys, *values; // f32, or bf16 as bits
+  const void *keys, *values; // f32, or bf16 or f16 as bits
   int64_t keyStride, valueStride;
   int64_t count;
   int64_t keyWidth, valueWidth;
@@ -43,8 +43,10 @@ struct AttendSums {
 /// Adds a run to the sums. Those of no run: -infinity, 0, zeros.
 using AttendFunction = void (*)(const AttendRun &run, const AttendSums &sums);
 
+enum class AttendElement { F32, BF16, F16 };
+
 /// For this machine.
-AttendFunction attendFunction(bool bf16);
+AttendFunction attendFunction(AttendElement element);
 
 } // namespace kvpc::torch
 

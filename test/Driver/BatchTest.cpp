@@ -33,7 +33,12 @@ Arrays arrays() {
 
 std::string error(Arrays arrays, HostValues host = {}) {
   auto batch = Batch::of(std::move(arrays), host);
-  return batch ? "no error" : llvm::toString(batch.takeError());
+  if (batch)
+    return "no error";
+  std::string text = llvm::toString(batch.takeError());
+  size_t code = text.rfind(" [kvm-");
+  EXPECT_NE(code, std::string::npos) << text;
+  return text.substr(0, code);
 }
 
 TEST(Batch, rowsWithPadding) {
@@ -83,6 +88,20 @@ TEST(Batch, wrongTensors) {
   given = arrays();
   given["rope_frequencies"] = Array("F64", {2});
   EXPECT_EQ(error(given), "`rope_frequencies` turns 4 channels, the keys have 2");
+}
+
+TEST(Batch, errorsHaveCodes) {
+  auto code = [](Arrays given) {
+    auto batch = Batch::of(std::move(given), {});
+    std::string text = batch ? "" : llvm::toString(batch.takeError());
+    return text.substr(std::min(text.size(), text.rfind('[')));
+  };
+  EXPECT_EQ(code({}), "[kvm-missing-input]");
+  Arrays given = arrays();
+  given["values"] = Array("BF16", {2, 1, 3, 1});
+  EXPECT_EQ(code(given), "[kvm-dtype]");
+  given["values"] = Array("F32", {2, 1, 4, 1});
+  EXPECT_EQ(code(given), "[kvm-shape]");
 }
 
 TEST(Batch, nothingToCompress) {

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import kvpc
 from kvpc import library, reference
 
-CAST = {"f32": torch.float32, "bf16": torch.bfloat16}
+CAST = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 def best_target():

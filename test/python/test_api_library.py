@@ -63,6 +63,18 @@ def test_bf16():
     same(out, press.compress(keys, values, queries=queries, backend="reference"))
 
 
+def test_f16():
+    keys, values, queries = (x.half() for x in tensors(channels=64))
+    press = kvpc.compile("snapkv", dtypes=("f16",), channels=64).press(drop=0.5)
+    out = press.compress(keys, values, queries=queries)
+    same = press.compress(keys, values, queries=queries, backend="reference")
+    assert out.keys.dtype == torch.float16 and torch.equal(out.tokens, same.tokens)
+    index = out.tokens[..., None].expand(-1, -1, -1, 64)
+    assert torch.equal(out.values, values.gather(2, index))
+    with pytest.raises(kvpc.InputError, match="the module has code for `f16`"):
+        press.compress(keys.float(), values.float(), queries=queries.float())
+
+
 def test_source_text_with_a_score_as_parameter():
     source = """
 ## Chunks of any score.
@@ -209,6 +221,44 @@ def test_layers_that_share_a_choice():
         leader = outs[0]
     with pytest.raises(kvpc.StateError, match="no state is given"):
         press.compress(keys, values, layer=1, layers=4)
+
+
+def test_static_parameters_of_wrong_types():
+    for given, need in (
+        ({"window": "3"}, "a whole number"),
+        ({"window": [3]}, "a whole number"),
+        ({"window": torch.ones(3)}, "a whole number"),
+    ):
+        with pytest.raises(kvpc.ArgumentError, match=f"^`window` is .*; need {need}") as caught:
+            kvpc.press("snapkv", drop=0.5, **given)
+        assert type(caught.value) is kvpc.ArgumentError and caught.value.code == "kvm-parameter"
+    with pytest.raises(kvpc.ArgumentError, match=r"`inner` is 'tova'; need source text of a score"):
+        kvpc.press("chunkkv", inner="tova", drop=0.5)
+
+
+def test_queries_of_tokens_are_those_of_one_pass():
+    source = "press m() = queries.norm(channel).mean(group).rename(query -> token) |> topk(keep(3))"
+    press = kvpc.compile(source, **QUICK).press()
+    keys, values, queries = (torch.randn(1, h, 9, 8) for h in (2, 2, 4))
+    norms = queries.norm(dim=-1).view(1, 2, 2, 9).mean(2)
+    kept = press.compress(keys, values, queries=queries).tokens
+    assert torch.equal(kept, norms.topk(3, -1).indices.sort(-1).values)
+    positions = torch.arange(9)[None] * 2
+    for backend in ("compiled", "reference"):
+        with pytest.raises(kvpc.RequireError, match="needs the queries of all tokens"):
+            press.compress(
+                keys, values, queries=queries, original_positions=positions, seen=20,
+                backend=backend,
+            )  # fmt: skip
+
+
+def test_what_is_not_there():
+    with pytest.raises(kvpc.CompileError, match="no press of that name") as caught:
+        kvpc.press("snapvk")
+    assert caught.value.code == "kvpc-program"
+    with pytest.raises(kvpc.CompileError, match="cannot read") as caught:
+        kvpc.compile("nowhere.kv")
+    assert caught.value.code == "kvpc-file"
 
 
 def test_wrong_programs():

@@ -338,6 +338,56 @@ def test_weights(tmp_path):
         wrong.compress(keys, values)
 
 
+def test_vmap_is_refused():
+    keys, values = (x.unsqueeze(0) for x in fake.cache(tokens=8))
+    last, weights = press("last", keep=3), torch.zeros(1, 2, 4)
+    for one in (
+        lambda k, v: last.compress(k, v).keys,
+        lambda k, v: last.compress_(k, v).keys,
+        lambda k, v: last.scores(k, v)[0],
+        lambda k, v: last.compress(k, v, backend="reference").keys,
+        lambda k, v: last.compress(keys[0], values[0], lengths=v[:1, 0, 0, 0].long()).keys,
+        lambda k, v: kvpc.select(v, keep=2),
+    ):
+        with pytest.raises(kvpc.Unsupported, match="is batched by torch") as caught:
+            torch.func.vmap(one)(keys, values)
+        assert caught.value.code == "kvm-unsupported"
+    with pytest.raises(kvpc.Unsupported, match="`filter` is batched"):
+        torch.func.vmap(lambda w: press("weighted", filter=w, ratios=0.5))(weights)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_followers_of_other_calls(backend):
+    module = kvpc.compile(
+        "press m() = reuse(uniform(1, [head, token]) |> topk(keep(2)), layers = 2)",
+        dtypes="f32", channels=0, targets="x86-64-v3",
+    )  # fmt: skip
+    keys, values = torch.randn(1, 2, 5, 4), torch.randn(1, 2, 5, 4)
+    state, layers = kvpc.State(), {"layers": 4, "backend": backend}
+    positions = torch.tensor([[0, 1, 2, 5, 9]])
+    moved = {"original_positions": positions, "seen": 12}
+
+    def call(layer, **given):
+        return module.press().compress(keys, values, layer=layer, state=state, **layers | given)
+
+    def refused(text, **given):
+        with pytest.raises(kvpc.StateError, match=text):
+            call(1, **given)
+
+    first = call(0)
+    assert torch.equal(call(1).tokens, first.tokens)
+    assert torch.equal(
+        call(1, original_positions=torch.arange(5)[None].expand(1, 5)).tokens, first.tokens
+    )
+    refused("`original_positions`", **moved)
+    refused("`layers`", layers=2)
+    call(0, **moved)
+    call(1, **moved)
+    call(1, **moved | {"original_positions": positions[:, None].expand(1, 2, 5)})
+    refused("`original_positions`", original_positions=positions + 1, seen=12)
+    refused("`original_positions`")
+
+
 def test_reuse():
     keys, values = fake.cache(tokens=8)
     shared = press("shared", keep=3)
@@ -417,7 +467,10 @@ def test_wrong_tensors():
         ((keys, values[:, :, :-1]), "the batch, heads and tokens of `keys`"),
         ((keys.double(), values.double()), "`keys` are f64"),
         ((keys, values.bfloat16()), "`values` is bf16, `keys` are f32"),
-        ((keys.half(), values.half()), "the module has code for `f32`, `bf16`; convert the cache"),
+        (
+            (keys.half(), values.half()),
+            "`f32`, `bf16`; convert the cache, or compile the press with `--dtype=f16`",
+        ),
         ((keys[:, :, :0], values[:, :, :0]), "at least one token"),
         ((keys.to_sparse(), values), "not a dense tensor"),
         ((keys, 3), "`values` is a int; need a torch tensor"),

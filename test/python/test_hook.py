@@ -249,13 +249,14 @@ def test_unrotated(name, rope):
 
 
 @torch.no_grad()
-def test_bf16():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_caches(dtype):
     """Rounds no worse than the model does by itself."""
-    model, press, cache, ids = make().bfloat16(), OraclePress("all"), DynamicCache(), text(60)
+    model, press, cache, ids = make().to(dtype), OraclePress("all"), DynamicCache(), text(60)
     with press(model):
         model(ids[:, :40], past_key_values=cache)
         got = steps(model, cache, ids[:, 40:])
-    assert got.dtype == cache.layers[0].prefix.keys.dtype == torch.bfloat16
+    assert got.dtype == cache.layers[0].prefix.keys.dtype == dtype
     plain = model(ids).logits
     error = (plain - model.float()(ids).logits).std()
     assert (got - oracle_logits(model, press.log, ids, 40)[:, 40:]).std() < 1.5 * error

@@ -302,6 +302,13 @@ score m(w: float[head, channel]) = {
   return dot(rotate(keys, t).mean(ahead), w, channel) + dot(rotate(values, -t).sum(ahead) / 5, w, channel)
 }
 """,
+    "sums_of_turns": """
+score m() = {
+  let t = position - index([ahead: 5]) * (1 + index([far: 3]))
+  return rotate(keys, t).sum(ahead, far).norm(channel) + rotate(values, t).sum(channel, far).max(ahead)
+    + rotate(keys, t).sum(far, where = index([far: 3]) > 0).mean(ahead).sum(channel)
+}
+""",
     "turned_queries": """
 score m() = dot(rotate(queries.last(4).unrotated.mean(query), seen + index([ahead: 7])).mean(ahead), keys, channel).max(group)
 """,
@@ -338,6 +345,172 @@ score m() = {
   let k = where(position >= 2, keys - keys.mean(token), 0)
   let c = (k * k.rename(channel -> channel')).sum(token) / length
   return (keys * c * keys.rename(channel -> channel')).sum(channel, channel') / channels
+}
+""",
+    "sorted_heads": """
+score m() = keys.norm(channel).sort(head -> place).at(place, 1) * 2 + keys.sort(head -> head).sum(channel)
+""",
+    "sorted_heads_and_slots": """
+score m() = {
+  let p = keys.norm(channel).partition(token, 7)
+  return (p.sort(head -> head) + p.sort(slot -> slot)).join(fill = 1)
+}
+""",
+    "sorted_channels": """
+score m() = {
+  let s = keys.sort(channel -> place)
+  return s.at(place, 0) - s.at(place, 5) + (s * s.index(place)).sum(place)
+}
+""",
+    "sorted_queries_in_places": """
+score m() = logits(queries.last(9), keys).mean(group).sort(query -> best, where = queries.last(9).index(query) != 3).at(best, 2)+0*position
+""",
+    "sorted_parts": """
+score m() = {
+  let p = keys.norm(channel).partition(token, 7).sort(part -> part)
+  return p.sum(slot, part) * position + p.at(part, 3).sum(slot)
+}
+""",
+    "sorted_slots": """
+score m() = {
+  let p = keys.norm(channel).partition(token, 20).sort(slot -> place)
+  return p.mean(place).max(part) * position + (p.at(place, 11) * p.index(part)).sum(part)
+}
+""",
+    "sorted_slots_of_some": """
+score m() = {
+  let x = keys.norm(channel).partition(token, 20)
+  let p = x.sort(slot -> place, where = x > 3)
+  return p.sum(place).max(part) * position + (p.at(place, 3) * p.index(part)).sum(part)
+}
+""",
+    "sorted_along_a_longer_axis": """
+score m() = (keys.norm(channel) * uniform(1, [n: 700])).sort(n -> k).at(k, 3)
+""",
+    "conditions_of_heads_on_orders": """
+score m() = keys.norm(channel).rank(token, where = index(head) > 0) + keys.norm(channel).sort(token -> p, where = index(head) > 0).mean(p) + keys.norm(channel).cumsum(token, where = index(head) > 0)
+""",
+    "protected_heads_ranked": """
+score m() = keys.norm(channel).protect(index(head) == 1).rank(token) + keys.norm(channel).protect(index(head) == 1).rank(head, token)
+""",
+    "protected_heads": """
+press m() = keys.norm(channel).protect(index(head) == 1) |> topk(drop(0.5))
+""",
+    "ranked_over_parts_and_slots": """
+score m() = {
+  let p = keys.norm(channel).partition(token, 16)
+  return (p.rank(part, slot) + 0.5 * p.rank(slot, part)).join(fill = -1) + (p * 3).rank(head, slot).join(fill = 0)
+}
+""",
+    "ties_over_parts_and_slots": """
+score m() = {
+  let p = (position % 7).partition(token, 16)
+  return (p.rank(part, slot) + 0.5 * p.rank(slot, part)).join(fill = -1) * 1.0
+}
+""",
+    "protected_over_parts_and_slots": """
+score m() = {
+  let p = keys.norm(channel).partition(token, 16)
+  return (p.protect(p > 5).rank(part, slot, where = p < 7) + p.rank(head, part, slot)).join(fill = -1)
+}
+""",
+    "ranked_over_ragged_heads": """
+press a() = mask(uniform(1, [head, token]) > index(head) * 0.3)
+press m() = compose(a(), (values.norm(channel).rank(head, token) + 0.1 * keys.norm(channel).partition(token, 16).rank(head, part, slot).join(fill = 3)) |> topk(drop(0.3)))
+""",
+    "lengths_of_ragged_heads_reduced": """
+press a() = mask(uniform(1, [head, token]) > index(head) * 0.3)
+press m() = compose(a(), (values.norm(channel) - keys.mean(token, channel).max(head) * length + keys.mean(token).std(head, channel)) |> topk(drop(0.3)))
+""",
+    "lengths_of_ragged_heads_in_order": """
+press a() = mask(uniform(1, [head, token]) > index(head) * 0.3)
+press m() = compose(a(), (values.norm(channel) - (values.mean(token) * length).rank(head).sum(channel)+(values.mean(token) * length).shift(head, 1, fill = 2).at(channel, 1)) |> topk(drop(0.3)))
+""",
+    "slots_of_the_last_part": """
+score m() = {
+  let p = keys.partition(token, 16)
+  let q = p.at(part, int(length / 16))
+  return dot(keys, q.mean(slot), channel) + q.norm(channel).max(slot) + q.norm(channel).sort(slot -> s).at(s, 9) + q.at(slot, 14).sum(channel) + q.norm(channel).softmax(slot).avg_pool(slot, 3).shift(slot, 1, fill = 9).sum(slot) + q.norm(channel).rank(slot).sum(slot)
+}
+""",
+    "slots_of_any_part": """
+score m() = {
+  let p = keys.norm(channel).partition(token, 16)
+  let q = p.at(part, position % 50)
+  return q.mean(slot) + (q * q).rename(slot -> s).sum(s) * 0.1 + q.softmax(slot).max(slot)
+}
+""",
+    "slots_of_the_mirrored_part": """
+score m() = {
+  let p = keys.norm(channel).partition(token, 16)
+  let q = p.at(part, int(extent(token) / 16) - p.index(part))
+  return (p - q).join(fill = 0) + (q.mean(slot) + 0 * p).join(fill = 0)
+}
+""",
+    "slots_contracted": """
+score m() = {
+  let p = keys.partition(token, 16)
+  let q = p.at(part, int(extent(token) / 16))
+  return dot(keys, (q * q.rename(channel -> channel')).sum(slot).sum(channel'), channel) + q.sum(slot, channel) + dot(q.norm(channel),q.max(channel), slot)
+}
+""",
+    "slots_of_the_last_part_joined": """
+score m() = {
+  let p = keys.norm(channel).partition(token, 16)
+  let q = p.at(part, int(extent(token) / 16))
+  return (p - q).join(fill = -5) + (p*q).at(slot, 13).sum(part)
+}
+""",
+    "uniform_over_channels": """
+score m() = (keys * uniform(4, [channel])).sum(channel) + (keys * uniform(4, [head, channel])).sum(channel) + (values * uniform(4, [head, token, channel])).max(channel) + uniform(3, [token, channel, n: 3]).sum(channel, n)
+""",
+    "uniform_over_channels_that_are_left": """
+press a() = keys.norm(token) |> topk(keep(7))
+press m() = compose(a(), (keys * uniform(4, [head, channel])).sum(channel) + (keys*uniform(7, [head, token, channel, n: 2])).max(channel, n) |> topk(drop(0.4)))
+""",
+    "uniform_over_channels_left_for_all": """
+press a() = keys.norm(token).sum(head) |> topk(keep(7))
+press m() = compose(a(), (keys * uniform(4, [channel])).sum(channel) |> topk(drop(0.4)))
+""",
+    "parts_of_a_range": """
+press m() = keys.norm(channel).partition(token, 16, from = 4, to = length - 9).mean(slot) |> topk(drop(0.5))
+""",
+    "a_range_that_short_rows_have_not": """
+press m() = keys.norm(channel).partition(token, 1, from = 50).mean(slot) |> topk(drop(0.5))
+""",
+    "whole_parts": """
+press m() = keys.norm(channel).partition(token, 50, whole = true).mean(slot) |> topk(drop(0.5))
+""",
+    "a_range_past_the_end": """
+press m() = position.partition(token, 16, from = length - 100, to = 300).mean(slot) |> topk(drop(0.5))
+""",
+    "survivors_of_parts_of_a_range": """
+press a() = keys.norm(channel).partition(token, 16, from = 4, to = length - 9).mean(slot) |> topk(drop(0.5))
+press m() = compose(a(), knorm() |> topk(drop(0.5)))
+""",
+    "ranges_that_rows_cut": """
+score m() = keys.norm(channel).partition(token, 16, from = length - 100, to = 300).mean(slot).max(part)*position + keys.norm(channel).partition(token, 16, from = length - 100, to = 300).join(fill=4)
+""",
+    "queries_of_tokens": """
+score m() = queries.norm(channel).mean(group).rename(query -> token) + (queries.rename(query -> token).mean(group) * keys).sum(channel)
+""",
+    "queries_of_survivors": """
+press m() = compose(knorm() |> topk(drop(0.4)), queries.norm(channel).mean(group).rename(query -> token) |> topk(drop(0.3)))
+""",
+    "attention_to_other_heads": """
+press m() = compose(knorm() |> topk(drop(0.4)), attention(queries.last(5).rename(head -> h), keys).mean(query, group, h) + logits(queries.last(5).rename(head -> h), keys).max(query, group, h) |> topk(drop(0.3)))
+""",
+    "shares_of_heads": """
+press m() = keys.norm(channel) |> topk(drop(clamp(keys.norm(token, channel) / 200, 0, 0.9)))
+""",
+    "shares_of_heads_in_parts": """
+press m() = keys.norm(channel) |> chunk(7) |> topk(drop(clamp(keys.norm(token, channel) / 200, 0, 0.9)))
+""",
+    "slots_by_another_name": """
+score m() = {
+  let p = keys.norm(channel).partition(token, 20).rename(slot -> s)
+  let q = p.rename(part -> q)
+  return p.mean(s).max(part) + p.std(s).sum(part) + q.mean(q, s) * position + q.rank(q, s).sum(q, s)
 }
 """,
     "all_queries_without_tokens": """
@@ -440,7 +613,8 @@ def call_for(press, nudged=0):
     call["rope"] = kvpc.Rope(30.0 ** -torch.arange(0, 1, 2.2 / CHANNELS)[: 3 * CHANNELS // 8], 1.1)
     if "output_weight" in press.inputs:  # more features than a block has rows
         make = torch.Generator().manual_seed(7)
-        call["output_weight"] = torch.randn(150, 2 * HEADS * CHANNELS, generator=make) / 8
+        weight = torch.randn(150, 2 * HEADS * CHANNELS, generator=make) / 8
+        call["output_weight"] = weight.to(call["keys"].dtype)
     return call
 
 
@@ -545,6 +719,24 @@ def test_corner(tmp_path, monkeypatch, name):
     source = CORNERS[name]
     kind = "press" if "press m" in source else "score"
     one = Program("m", kind, source, tensors=WEIGHTS.get(name, {}))
+    check(one, [compiled([one], level) for level in ("O0", "O2")])
+
+
+@pytest.mark.parametrize("seed", range(3, COUNT, 25))
+def test_f16(tmp_path, monkeypatch, seed):
+    """Storage of another dtype: the same programs on caches of it."""
+    monkeypatch.setenv("KVPC_CACHE", str(tmp_path))
+    one = program(seed)
+    monkeypatch.setitem(QUICK, "dtypes", "f16")
+    plain = rows_of
+
+    def halved(nudged=0):
+        out = plain(nudged)
+        for r in out:
+            r.keys, r.values, r.queries = r.keys.half(), r.values.half(), r.queries.half()
+        return out
+
+    monkeypatch.setitem(globals(), "rows_of", halved)
     check(one, [compiled([one], level) for level in ("O0", "O2")])
 
 

@@ -164,7 +164,8 @@ TEST_F(Refusals, StridesAndTypes) {
   EXPECT_NE(plan("last").find("`keys` are f64; need `f32`"), std::string::npos);
   call.keys.element = call.values.element = Element::F16;
   EXPECT_EQ(plan("last"),
-            "`keys` are f16; the module has code for `f32`, `bf16`; convert the cache [kvm-dtype]");
+            "`keys` are f16; the module has code for `f32`, `bf16`; convert the cache, or "
+            "compile the press with `--dtype=f16` [kvm-dtype]");
 }
 
 TEST_F(Refusals, Inputs) {
@@ -289,6 +290,34 @@ TEST(Reuse, AFollowerTakesTheLeadersChoice) {
         textOf(press.plan(follower)),
         "layer 3 takes the choice of layer 2, whose rows had other `lengths` or padding; give "
         "both layers the same [kvm-state]");
+    follower.lengths = nullptr;
+
+    // Nor whose tokens were first cached elsewhere, but for positions that are those counted.
+    Int64s positions;
+    positions.resize({1, 2, 6});
+    for (int64_t i = 0; i < 12; ++i)
+      positions.data[size_t(i)] = i % 6;
+    follower.originalPositions = positions.ref;
+    EXPECT_EQ(textOf(press.plan(follower)), "ok");
+    positions.data[11] = 7;
+    int64_t seen[] = {8};
+    follower.seen = seen;
+    std::string text =
+        "layer 3 takes the choice of layer 2, whose tokens had other `original_positions` or "
+        "`seen`; give both layers the same [kvm-state]";
+    EXPECT_EQ(textOf(press.plan(follower)), text);
+    leader.originalPositions = positions.ref;
+    leader.seen = seen;
+    ASSERT_EQ(textOf(out.call(press, leader)), "ok");
+    follower.state = leader.state;
+    EXPECT_EQ(textOf(press.plan(follower)), "ok");
+    follower.originalPositions = {};
+    follower.seen = nullptr;
+    EXPECT_EQ(textOf(press.plan(follower)), text);
+    follower.layers = 5;
+    EXPECT_EQ(textOf(press.plan(follower)),
+              "layer 3 takes the choice of layer 2 of 4, but `layers` is 5; give all layers of a "
+              "model the same [kvm-state]");
   }
 }
 

@@ -1,6 +1,6 @@
 """Attention over a compressed prefix and a dense tail.
 
-On the CPU in f32 and bf16 by the operator of runtime/torch, which reads each entry once and takes
+On the CPU in f32, bf16 and f16 by the operator of runtime/torch, which reads each entry once and takes
 no room for heads that keep fewer; anywhere else, and where gradients are wanted, in plain torch.
 """
 
@@ -51,7 +51,11 @@ def attend(queries, prefix, keys, values, mask, scale):
 
 def _native(queries, *others):
     prefix, keys, values = others
-    if queries.device.type != "cpu" or queries.dtype not in (torch.float32, torch.bfloat16):
+    if queries.device.type != "cpu" or queries.dtype not in (
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+    ):
         return False
     taken = (queries, keys, values, prefix.keys, prefix.values)
     if any(x.dtype != queries.dtype for x in taken):

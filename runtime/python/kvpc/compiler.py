@@ -22,6 +22,14 @@ from .budget import Budget
 from .errors import ArgumentError, CompileError, Error, diagnostics_of, of_runtime
 from .module import load
 
+_NEEDED = {
+    "int": "a whole number",
+    "bool": "True or False",
+    "fraction": "a number, at least 0 and less than 1",
+    "budget": "kvpc.drop(r) or kvpc.keep(n) among the `defines`",
+    "score": 'source text of a score, such as "tova()"',
+    "press": 'source text of a press, such as "chunkkv()"',
+}
 _DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 
@@ -43,7 +51,7 @@ def compile(
                   (a pathlib.Path, or text that ends in `.kv`), or source text
     defines       static parameters by name (`"window"`, or `"snapkv.window"` of one press): Python
                   values, or source text, as scores and presses need: `{"inner": "tova()"}`
-    dtypes        of the cache, e.g. `("f32", "bf16")` or torch dtypes
+    dtypes        of the cache, of `"f32"`, `"bf16"`, `"f16"`, or torch dtypes; left out: the first two
     channels      head sizes to specialise for; 0 stands for any
     targets       instruction sets, of `x86-64-v3`, `x86-64-v4`, `x86-64-v4+avx512bf16`. Left out:
                   this machine's (or KVPC_TARGET's) alone, as the module is for this process; to
@@ -109,6 +117,9 @@ def press(program, *, name=None, defines=None, **parameters):
     chosen = name or _only(module, program)
     known = module.presses[chosen].parameters if chosen in module.presses else {}
     fixed = {*sure, *static, *(k for k in scalars if k in known and known[k].static)}
+    for key in known.keys() & parameters.keys() - fixed:
+        if known[key].static and parameters[key] is not None:
+            raise _wrong(key, parameters[key], _NEEDED.get(known[key].type, "a number"))
     return module.press(chosen, **{k: v for k, v in parameters.items() if k not in fixed})
 
 
@@ -230,7 +241,7 @@ def _options(defines, dtypes, channels, targets, press, optimization, workspace,
     options = [f"-D{name}={_source_text(name, value)}" for name, value in defines]
     options += [f"-I{Path(folder).absolute()}" for folder in include]
     if dtypes is not None:
-        dtypes = _list("dtypes", dtypes, str | torch.dtype, 'a torch dtype, "f32" or "bf16"')
+        dtypes = _list("dtypes", dtypes, str | torch.dtype, 'a torch dtype, "f32", "bf16" or "f16"')
         options.append("--dtype=" + ",".join(_DTYPES.get(d, str(d)) for d in dtypes))
     if channels is not None:
         options.append("--channels=" + ",".join(map(str, _channels(channels))))
@@ -264,7 +275,7 @@ def _program(program):
             return str(path), path.read_text("utf-8", "surrogateescape"), path.parent
         except OSError as error:
             reason = error.strerror.lower()
-            raise CompileError(f"cannot read `{path}`: {reason}") from None
+            raise CompileError(f"cannot read `{path}`: {reason} [kvpc-file]") from None
     if re.fullmatch(r"\w+", program):
         return program, None, None
     return "source.kv", program, None

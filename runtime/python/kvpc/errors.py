@@ -79,7 +79,7 @@ class CompileError(Error):
     def __init__(self, message, diagnostics=()):
         code = next((d.code for d in diagnostics if d.severity == "error"), None)
         super().__init__(message)
-        self.code = code
+        self.code = code or self.code
         self.diagnostics = list(diagnostics)
 
 

@@ -10,7 +10,14 @@ import torch
 
 from . import library
 from .budget import Budget
-from .errors import ArgumentError, InputError, MissingInput, StateError, of_runtime
+from .errors import (
+    ArgumentError,
+    InputError,
+    MissingInput,
+    StateError,
+    Unsupported,
+    of_runtime,
+)
 
 
 @dataclass
@@ -190,7 +197,7 @@ class Press:
         leaves whole (a press of channels leaves the values so): without `lengths` they are the
         given ones, not a copy.
 
-        keys, values       [batch, head, token, channel] in f32 or bf16, as the module has code
+        keys, values       [batch, head, token, channel] in f32, bf16 or f16, as the module has code
                            for, any strides with contiguous channels; all inputs have one dtype
         queries            [batch, query head, query, channel], rotated; each row's end at its own
                            last real token. At least as many as `inputs` lists, or as the longest
@@ -444,7 +451,7 @@ def _weight(press, parameter, layered, value):
             "file",
             "kvm-parameter",
         )
-    tensor = value.detach().to("cpu", torch.float32)
+    tensor = _tensor(name, value).detach().to("cpu", torch.float32)
     if tensor.isnan().any():
         raise ArgumentError(f"`{name}` holds NaN; need numbers", "kvm-parameter")
     if parameter.axes and tensor.dim() != len(parameter.axes):
@@ -497,6 +504,12 @@ def _plain(name, value):
 
 def _tensor(name, value):
     if isinstance(value, torch.Tensor):
+        if not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(value):
+            raise Unsupported(
+                f"`{name}` is batched by torch.func.vmap, which presses do not take; call them "
+                "without it: their first axis is a batch already",
+                "kvm-unsupported",
+            )
         return value
     raise InputError(f"`{name}` is a {type(value).__name__}; need a torch tensor", "kvm-dtype")
 
@@ -530,6 +543,8 @@ def _real(name, value):
 
 def _rows(name, value, batch):
     """int64 [batch] of a tensor, a list or one number for all rows."""
+    if isinstance(value, torch.Tensor):
+        _tensor(name, value)
     if value is None or (isinstance(value, torch.Tensor) and value.dim()):
         return value
     if isinstance(value, int) and not isinstance(value, bool) and _fits(value):

@@ -59,6 +59,33 @@ def _check_leader(press, call, state):
             "give one state to the calls of all layers of a forward pass, in order",
             "kvm-state",
         )
+    theirs = state.reference[2]
+    for name, ours in _shared(press, call).items():
+        if not torch.equal(ours, theirs[name]):
+            raise StateError(
+                f"layer {call.layer} takes the choice of layer {leader}, whose call had other "
+                f"`{name}`; give both layers the same",
+                "kvm-state",
+            )
+
+
+def _shared(press, call):
+    """What layers that share a choice must have in common."""
+    tensors = _tensors(press, call)
+    batch, heads, tokens, _ = tensors["keys"].shape
+    positions = tensors.get("original_positions")
+    if positions is None:
+        positions = (torch.arange(tokens) - tensors["start"][:, None])[:, None]
+        positions = positions.expand(-1, heads, -1)
+    index = torch.arange(tokens) - tensors["start"][:, None, None]
+    real = (index >= 0) & (index < tensors["length"][:, None, None])
+    return {
+        "keys": torch.tensor([batch, heads, tokens]),
+        "layers": torch.tensor(call.layers),
+        "lengths": torch.stack([tensors["start"], tensors["length"]]),
+        "original_positions": torch.where(real, positions, -1),
+        "seen": tensors["seen"],
+    }
 
 
 def _tensors(press, call):
@@ -152,5 +179,5 @@ def _run(press, call, state, scores):
             reason = done.stderr.strip() or f"exit code {done.returncode}"
             raise Error(f"the reference interpreter failed: {reason}")
         if state is not None and not following:
-            state.reference = (call.layer, kept.read_bytes())
+            state.reference = (call.layer, kept.read_bytes(), _shared(press, call))
         return load_file(result)

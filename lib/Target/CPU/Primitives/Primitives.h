@@ -68,9 +68,10 @@ int64_t kvpc_prim_select_joint_scratch(int64_t heads, int64_t longest);
 /// many: 0 only if n is 0. `out` holds n ids.
 int64_t kvpc_prim_mask_select(const uint8_t *cond, int64_t n, int32_t *out);
 
-/// Tokens of the parts [p * size, min((p + 1) * size, n)) of `parts`, ascending. Returns how many.
-int64_t kvpc_prim_parts_to_tokens(const int32_t *parts, int64_t nparts, int64_t size, int64_t n,
-                                  int32_t *tokens);
+/// Tokens from + [p * size, (p + 1) * size), those below `to`, of the parts p of `parts`,
+/// ascending; of no parts the newest of n tokens, n - 1, alone. Returns how many.
+int64_t kvpc_prim_parts_to_tokens(const int32_t *parts, int64_t nparts, int64_t size, int64_t from,
+                                  int64_t to, int64_t n, int32_t *tokens);
 
 /// out[i] = outer[inner[i]]: a set of entries of a set. `out` may be `inner`.
 void kvpc_prim_compose_sets(const int32_t *outer, const int32_t *inner, int64_t count,

@@ -21,12 +21,14 @@ int64_t kvpc_prim_mask_select(const uint8_t *cond, int64_t n, int32_t *out) {
   return kept;
 }
 
-int64_t kvpc_prim_parts_to_tokens(const int32_t *parts, int64_t nparts, int64_t size, int64_t n,
-                                  int32_t *tokens) {
+int64_t kvpc_prim_parts_to_tokens(const int32_t *parts, int64_t nparts, int64_t size, int64_t from,
+                                  int64_t to, int64_t n, int32_t *tokens) {
   int64_t count = 0;
   for (int64_t p = 0; p < nparts; ++p)
-    for (int64_t t = parts[p] * size, end = least(t + size, n); t < end; ++t)
+    for (int64_t t = from + parts[p] * size, end = least(t + size, to); t < end; ++t)
       tokens[count++] = int32_t(t);
+  if (!count && n > 0)
+    tokens[count++] = int32_t(n - 1);
   return count;
 }
 

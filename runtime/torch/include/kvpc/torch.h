@@ -118,8 +118,8 @@ struct KVPC_TORCH_API Prefix {
   static Prefix of(const Output &output);
 };
 
-/// One softmax over what a prompt left and the whole tokens that came later, on the CPU, in f32 or
-/// bf16 with sums in f32. Nothing of it depends on the number of threads.
+/// One softmax over what a prompt left and the whole tokens that came later, on the CPU, in f32,
+/// bf16 or f16 with sums in f32. Nothing of it depends on the number of threads.
 ///   queries       [batch, query head, query, channel]
 ///   keys, values  [batch, head, token, channel], the tail; ends with the tokens of these queries
 ///   mask          of the tail: bool [batch or 1, 1, query, token], true where seen; none: causal

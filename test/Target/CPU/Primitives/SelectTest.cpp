@@ -228,9 +228,13 @@ TEST(Sets, MaskKeepsWhereTrueOrTheNewest) {
 
 TEST(Sets, PartsBecomeTheirTokens) {
   std::vector<int32_t> parts = {0, 2, 3}, tokens(11);
-  ASSERT_EQ(kvpc_prim_parts_to_tokens(parts.data(), 3, 4, 15, tokens.data()), 11);
+  ASSERT_EQ(kvpc_prim_parts_to_tokens(parts.data(), 3, 4, 0, 15, 15, tokens.data()), 11);
   EXPECT_EQ(tokens, (std::vector<int32_t>{0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14}));
-  EXPECT_EQ(kvpc_prim_parts_to_tokens(parts.data(), 0, 4, 15, tokens.data()), 0);
+  ASSERT_EQ(kvpc_prim_parts_to_tokens(parts.data(), 3, 4, 2, 16, 20, tokens.data()), 10);
+  EXPECT_EQ(tokens, (std::vector<int32_t>{2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 14}));
+  ASSERT_EQ(kvpc_prim_parts_to_tokens(parts.data(), 0, 4, 0, 15, 15, tokens.data()), 1);
+  EXPECT_EQ(tokens[0], 14);
+  EXPECT_EQ(kvpc_prim_parts_to_tokens(parts.data(), 0, 4, 0, 0, 0, tokens.data()), 0);
 }
 
 TEST(Sets, ComposeAndComplement) {
