@@ -31,6 +31,13 @@ struct Decompose {
     return kvp::ReduceOp::create(b, kind, x, b.getStrArrayAttr(over), where);
   }
   bool isEntryAxis(Value x, StringRef name) { return kvp::isEntryAxis(typeOf(x).getAxis(name)); }
+  /// Whether an axis is that of all queries, beside entries: such values come in blocks of queries.
+  bool runsAlongQueries(Value x, StringRef name) {
+    return kvp::isAllQueries(typeOf(x).getAxis(name)) &&
+           llvm::any_of(typeOf(x).getAxes(), [](kvp::AxisAttr axis) {
+             return kvp::isEntryAxis(axis) && !kvp::isAllQueries(axis);
+           });
+  }
   Value isNaN(Value x) { return map(Fn::Ne, {x, x}); }
 
   /// How many entries a reduction takes, as a number or tensor of integers.
@@ -290,7 +297,8 @@ struct Decompose {
         .Case(
             [&](kvp::NormalizeOp n) { return normalize(n.getInput(), n.getAxis(), n.getWhere()); })
         .Case([&](kvp::SoftmaxOp s) -> Value {
-          if (!isEntryAxis(s.getInput(), s.getAxis()))
+          if (!isEntryAxis(s.getInput(), s.getAxis()) ||
+              runsAlongQueries(s.getInput(), s.getAxis()))
             return softmaxShort(asFloat(s.getInput()), s.getAxis(), s.getWhere());
           if (!s.getWhere())
             return {};
