@@ -281,7 +281,8 @@ class Generator:
     def by_along(self, axes, depth):
         inner = self.bracket(self.value(axes, depth - 1))
         axis = self.pick(axes)
-        if axis == "head" and "token" in axes and not self.over_head:
+        together = self.over_head and not (self.all and "query" in axes)
+        if axis == "head" and "token" in axes and not together:
             axis = "token"
         where = f", where = {self.condition()}" if axis == "token" and self.chance(0.4) else ""
         ways = [f".softmax({axis}{where})", f".normalize({axis}{where})"]
