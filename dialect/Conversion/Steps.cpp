@@ -122,8 +122,12 @@ void Kernel::rows(const Row &row, kvplan::RowsOp op, kvplan::Space space) {
       beginMerges(own, p, space);
   };
   setSlot(row, blockSlot, e.constant(0));
+  // A cap on the workspace may leave threads without a task.
+  Value threads = e.max(field(row, offsetof(kvpc_call, threads)), e.constant(1));
+  Value flight = slotI64(row, flights[op->getParentOfType<kvplan::TasksOp>()]);
+  Value enough = e.cmp(arith::CmpIPredicate::sge, flight, e.min(threads, taskCount(row, space)));
   e.when(
-      takesAlone(row, space),
+      e.both(takesAlone(row, space), enough),
       [&] {
         forTasks(row, space, [&](const Row &task, Value) {
           alone = true;

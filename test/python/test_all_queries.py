@@ -126,3 +126,31 @@ def test_threads(press, threads):
         assert same_bits(alone[0], wanted[0])
     finally:
         torch.set_num_threads(before)
+
+
+def test_followers(monkeypatch, tmp_path):
+    """Of two layers that share a choice the second needs no queries."""
+    monkeypatch.setenv("KVPC_CACHE", str(tmp_path))
+    source = """
+press m() = reuse(attention(queries, keys).sum(query).mean(group) |> topk(drop(0.5)), layers = 2)
+"""
+    press = kvpc.compile(source, **QUICK).press("m")
+    call = batch([row(n, seed=n) for n in (200, 70)], "left", None) | {"layers": 2}
+    state = kvpc.State()
+    leader = press.compress(**call, layer=0, state=state)
+    del call["queries"]
+    follower = press.compress(**call, layer=1, state=state)
+    assert torch.equal(leader.tokens, follower.tokens)
+
+
+def test_small_workspace(monkeypatch, tmp_path, press):
+    """One head at a time, which is less memory, and the same bits."""
+    monkeypatch.setenv("KVPC_CACHE", str(tmp_path))
+    capped = kvpc.compile("observed_attention", workspace=0, **QUICK).press(drop=0.5)
+    call = batch([row(n, seed=n, heads=4) for n in (300, 65)], "left", None)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert same_bits(capped.scores(**call)[0], press.scores(**call)[0])
+    finally:
+        torch.set_num_threads(before)

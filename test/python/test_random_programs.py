@@ -364,6 +364,17 @@ press m() = attention(queries, keys).partition(token, 16).max(slot).sum(query).m
 press a() = keys.norm(channel) |> topk(drop(0.4))
 press m() = compose(a(), attention(queries, keys).sum(query).mean(group) |> topk(drop(0.5)))
 """,
+    "all_queries_in_two_stages": """
+press a() = attention(queries, keys).sum(query).mean(group) |> topk(drop(0.3))
+press b() = (attention(queries, keys) * values.norm(channel)).max(query).mean(group) |> topk(drop(0.5))
+press m() = compose(a(), b())
+""",
+    "all_queries_of_runs": """
+press m() = compose(
+  attention(queries, keys).sum(query, group, head) |> chunk(20) |> topk(drop(0.4)),
+  attention(queries, keys).std(query).mean(group).protect(position > length - 4) |> topk(drop(0.5)),
+)
+""",
     "all_queries_of_thinned_keys": """
 press t() = (keys ** 2).mean(token) |> topk(keep(9))
 press m() = compose(t(), attention(queries, keys).sum(query, group) |> topk(drop(0.5)))
