@@ -78,6 +78,26 @@ def tova(given, keys):
     return F.pad(scores, (0, 1), value=math.inf)[:, None].expand(keys.shape[:3])
 
 
+def weights(given, keys, heads):
+    """Attention of all queries of these heads [head, group, query, token]: as large as the text is
+    long, squared."""
+    queries = given.queries[0].unflatten(0, (keys.shape[1], -1))[heads]
+    keys = keys[0, heads, None]
+    if given.wide:
+        queries, keys = queries.float(), keys.float()
+    logits = queries @ keys.transpose(-1, -2) / math.sqrt(keys.shape[-1])
+    later = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
+    logits = logits.masked_fill(later, -math.inf)
+    return logits.softmax(-1, dtype=torch.float32).to(given.keys.dtype)
+
+
+def observed_attention(given, keys):
+    """Head by head: the weights of all heads would not fit most machines."""
+    n = keys.shape[2]
+    heads = [weights(given, keys, slice(h, h + 1)).sum(2).mean(1) for h in range(keys.shape[1])]
+    return (torch.cat(heads) / torch.arange(n, 0, -1))[None]
+
+
 def chunk_means(scores, size):
     """Of runs of tokens, over all heads; the last run may be short."""
     total = scores.sum(1)

@@ -99,7 +99,9 @@ def peer_calls(row, given, options):
     if options.peer:
         import kvpress
 
-        calls["kvpress"] = peers.kvpress_call(row.peers(kvpress, given), given, row.queries)
+        calls["kvpress"] = peers.kvpress_call(
+            row.peers(kvpress, given), given, row.queries, row.weights
+        )
     if options.compile_peer and row.stages:
         calls |= peers.compiled_calls(row.stages, given)
     return {name: repeated(call, row.calls) for name, call in calls.items()}
@@ -321,8 +323,13 @@ def main(arguments=None):
     for threads in options.threads:
         rates = machine.Machine(threads)
         print(f"{rates}\n\n{HEADER}", flush=True)
-        for tokens in options.tokens:
+        done = set()
+        for asked in options.tokens:
             for name in chosen:
+                tokens = min(asked, ROWS[name].most) if name in ROWS else asked
+                if (name, tokens) in done:
+                    continue
+                done.add((name, tokens))
                 for dtype in options.dtypes if name in ROWS else ["f32"]:
                     rates.measure()
                     function = measure_row if name in ROWS else measure_selection

@@ -9,7 +9,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
-from formulas import compress
+from formulas import compress, weights
 from formulas import rotary as rotary_tables
 
 torch._logging.set_logs(all=logging.ERROR)  # a count that depends on data is no news
@@ -43,14 +43,25 @@ def attention_module(given, queries="window"):
     return module, hidden, {"position_embeddings": rotary, "hidden_states": hidden}
 
 
-def kvpress_call(presses, given, queries="window"):
-    """A function of (keys, values) that runs these presses, one on what the other left."""
+def eager_weights(given, keys):
+    """What eager attention holds of a layer: [1, query head, query, token]."""
+    n, groups = keys.shape[2], given.queries.shape[1] // keys.shape[1]
+    out = keys.new_empty(keys.shape[1], groups, n, n)
+    for head in range(keys.shape[1]):
+        out[head] = weights(given, keys, slice(head, head + 1))[0]
+    return out.flatten(0, 1)[None]
+
+
+def kvpress_call(presses, given, queries="window", weighed=False):
+    """A function of (keys, values) that runs these presses, one on what the other left; with
+    `weighed` it makes the weights of all queries first."""
     module, hidden, rest = attention_module(given, queries)
 
     def call(keys, values):
         with torch.no_grad():
+            paid = eager_weights(given, keys) if weighed else None
             for press in presses:
-                keys, values = press.compress(module, hidden, keys, values, None, rest)
+                keys, values = press.compress(module, hidden, keys, values, paid, rest)
         return keys, values
 
     return call

@@ -18,6 +18,8 @@ class Row:
     calls      layers compressed in one timed call: the first chooses, the others reuse its choice
     queries    how many of the last are given: those of a window, all, or none and only the peer
                counts them
+    weights    whether the peer is given the weights of all queries, which it makes first
+    most       tokens that it is measured with, where more are asked
     alike      whether kvpress chooses the same
     note       where the peer is not the same
     """
@@ -31,6 +33,8 @@ class Row:
     layers: int = 1
     calls: int = 1
     queries: str = "window"
+    weights: bool = False
+    most: int = 1 << 40
     alike: bool = True
     note: str = ""
 
@@ -89,6 +93,15 @@ ROWS = {
             (f.Tokens(f.qfilter, TOKENS),),
             lambda k, given: [filters(k.QFilterPress(compression_ratio=0.5), given)],
             arguments=HALF | {"filter": lambda given: given.filters.float()},
+        ),
+        Row(
+            "observed_attention",
+            (f.Tokens(f.observed_attention, TOKENS),),
+            half("ObservedAttentionPress"),
+            queries="all",
+            weights=True,
+            most=8192,
+            note="the peer reads the weights of eager attention, made head by head into one tensor",
         ),
         Row(
             "expected_attention",

@@ -39,6 +39,7 @@ void Kernel::assignSlots() {
   segmentsSlot = slot();
   scratchSlot = slot();
   scratchStride = slot();
+  blockSlot = slot();
   states[pipeline.getBody().getArgument(0)] = {};
   pipeline.walk<WalkOrder::PreOrder>([&](Operation *op) {
     TypeSwitch<Operation *>(op)
@@ -101,16 +102,22 @@ std::pair<Value, Value> Kernel::layout(const Row &row, Value workspace, Value st
     tasksOp.walk([&](Operation *inner) {
       for (Value operand : inner->getOperands())
         if (auto b = operand.getDefiningOp<kvplan::BufferOp>())
-          wide |= b.getScope() == kvplan::Scope::Task;
+          wide |= isOfTasks(b);
     });
     if (wide) {
       Value segments = e.constant(1);
-      for (auto p : tasksOp.getBody().getOps<kvplan::PassOp>()) {
+      tasksOp.walk([&](kvplan::PassOp p) {
         segments = e.max(segments, segmentsOf(row, p, passEntries(row, p, true)));
-        break;
-      }
+        return WalkResult::interrupt();
+      });
       Value threads = e.max(field(row, offsetof(kvpc_call, threads)), e.constant(1));
-      flight = e.min(flight, e.ceilDiv(e.mul(threads, 2), segments));
+      Value wanted = e.ceilDiv(e.mul(threads, 2), segments);
+      // Between the sweeps of a block there is little to do: two tasks do it together.
+      bool blocks = !tasksOp.getBody().getOps<kvplan::RowsOp>().empty();
+      if (blocks)
+        wanted = e.select(takesAlone(row, tasksOp.getSpace()), threads,
+                          e.max(e.mul(wanted, 2), e.min(threads, e.constant(2))));
+      flight = e.min(flight, wanted);
       flight = e.min(flight, affordable(row, tasksOp));
     }
     setSlot(row, slot, flight);
@@ -123,7 +130,7 @@ std::pair<Value, Value> Kernel::layout(const Row &row, Value workspace, Value st
     Value bytes = taskBytes(row, buffer);
     setSlot(row, where.stride, bytes);
     Value count = op.getType().getTensor().hasAxis("head") ? heads : rows;
-    if (op.getScope() == kvplan::Scope::Task)
+    if (isOfTasks(buffer))
       count = flightOf(row, buffer);
     place(where.address, e.mul(bytes, count), op.getScope() == kvplan::Scope::State);
     if (where.partials < 0)
@@ -132,7 +139,7 @@ std::pair<Value, Value> Kernel::layout(const Row &row, Value workspace, Value st
       if (auto p = user->getParentOfType<kvplan::PassOp>();
           p && isa<kvplan::AccumulateOp, kvplan::StatisticsOp>(user)) {
         Value segments = e.max(segmentsOf(row, p, passEntries(row, p, true)), e.constant(1));
-        Value inFlight = slotI64(row, flights[p->getParentOp()]);
+        Value inFlight = slotI64(row, flights[p->getParentOfType<kvplan::TasksOp>()]);
         place(where.partials, e.mul(e.mul(bytes, segments), inFlight), false);
         break;
       }
@@ -193,7 +200,7 @@ Value Kernel::affordable(const Row &row, kvplan::TasksOp op) {
   Value bytes = e.constant(1);
   for (auto &[buffer, where] : buffers)
     if (auto b = buffer.getDefiningOp<kvplan::BufferOp>();
-        b.getScope() == kvplan::Scope::Task &&
+        isOfTasks(b) &&
         llvm::any_of(buffer.getUsers(), [&](Operation *user) { return op->isAncestor(user); }))
       bytes = e.add(bytes, taskBytes(row, buffer));
   Value keys = e.constant(bytesOf(inputStorage()));

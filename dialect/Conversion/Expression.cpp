@@ -768,13 +768,26 @@ Value Kernel::weights(const Row &row, BlockArgument arg, const Indices &at) {
   return loadFrom(Storage::F32, base, terms, at.mask);
 }
 
+/// An index along an axis of a buffer that may hold a block of queries.
+Index Kernel::blockIndex(const Row &row, Value buffer, kvp::AxisAttr axis, Index index) {
+  if (buffer.getDefiningOp<kvplan::BufferOp>().getScope() != kvplan::Scope::Rows ||
+      !kvp::isAllQueries(axis))
+    return index;
+  if (index.base)
+    index.base = e.sub(index.base, row.block);
+  if (index.vector)
+    index.vector = e.sub(index.vector, e.spread(row.block));
+  return index;
+}
+
 Value Kernel::load(const Row &row, Value buffer, const Indices &at) {
   if (buffer.getDefiningOp<kvplan::BufferOp>().getScope() == kvplan::Scope::Tile)
     return loadBlock(buffer, at);
   SmallVector<std::pair<Index, Value>> terms;
   for (auto [i, axis] :
        llvm::enumerate(cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes()))
-    terms.push_back({*at.find(axis.getName()), axisStride(row, buffer, i)});
+    terms.push_back(
+        {blockIndex(row, buffer, axis, *at.find(axis.getName())), axisStride(row, buffer, i)});
   if (auto every = buffer.getDefiningOp<kvplan::BufferOp>().getEvery())
     for (auto &&[term, axis] :
          llvm::zip(terms, cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes()))

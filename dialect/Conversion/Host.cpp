@@ -328,6 +328,15 @@ static Value partitioned(Emitter &e, Value from, Value to) {
   return e.max(e.sub(to, from), e.constant(0));
 }
 
+/// All queries of the pass: as many as the row has, where more are given.
+Value Kernel::queryCount(const Row &row) {
+  return e.min(field(row, offsetof(kvpc_call, queries)), perRow(row, offsetof(kvpc_call, length)));
+}
+
+Value Kernel::isCounted(const Row &row) {
+  return e.isNull(fieldPtr(row, offsetof(kvpc_call, original_positions)));
+}
+
 Value Kernel::extent(const Row &row, Value tensor, StringRef name) {
   if (auto fixed = staticExtent(tensor, name))
     return e.constant(*fixed);
@@ -355,10 +364,10 @@ Value Kernel::extent(const Row &row, Value tensor, StringRef name) {
     return field(row, offsetof(kvpc_call, features));
   if (base == "layer")
     return field(row, offsetof(kvpc_call, layers));
-  if (base == "query") // all of the pass: as many as the row has, where more are given
-    return e.min(attr.isStatic() ? e.constant(attr.getExtent())
-                                 : field(row, offsetof(kvpc_call, queries)),
-                 perRow(row, offsetof(kvpc_call, length)));
+  if (base == "query")
+    return attr.isStatic()
+               ? e.min(e.constant(attr.getExtent()), perRow(row, offsetof(kvpc_call, length)))
+               : queryCount(row);
   if (auto weight = dyn_cast<BlockArgument>(origin)) {
     ArrayRef<kvp::AxisAttr> axes = cast<kvp::NamedTensorType>(weight.getType()).getAxes();
     int64_t place = weightIndex(weight) * 5 + (llvm::find(axes, attr) - axes.begin());

@@ -49,9 +49,11 @@ struct Indices {
 /// The row (and head) that code works for; where the same host scalar was computed before.
 struct Row {
   mlir::Value frame, call;
-  mlir::Value batch, head; // head is null in tasks over the batch
-  mlir::Value slot;        // number of the task among those in flight
-  bool planning = false;   // lengths are upper bounds from shapes and arguments
+  mlir::Value batch, head;     // head is null in tasks over the batch
+  mlir::Value slot;            // number of the task among those in flight
+  mlir::Value segments;        // of a task in memory, in the pass at work
+  mlir::Value block, blockEnd; // queries of the block at work; null where there are no blocks
+  bool planning = false;       // lengths are upper bounds from shapes and arguments
 };
 
 /// Frame slots of a buffer.
@@ -93,6 +95,9 @@ private:
   llvm::MapVector<mlir::Value, CacheState> states;
   llvm::MapVector<mlir::Operation *, unsigned> flights; // tasks -> slot of tasks in flight
   unsigned chunkSlot = 0, chunkSizeSlot = 0, segmentsSlot = 0, scratchSlot = 0, scratchStride = 0;
+  unsigned blockSlot = 0;
+  bool alone = false;    // one thread takes all steps of a task
+  kvplan::RowsOp rowsOp; // the loop over blocks of queries whose steps are emitted
 
   // Host.cpp: the call, host scalars, extents.
   mlir::Value field(const Row &row, int64_t offset) { return e.loadI64(row.call, offset); }
@@ -119,6 +124,9 @@ private:
   mlir::Value extent(const Row &row, mlir::Value tensor, llvm::StringRef axis);
   mlir::Value bound(const Row &row, mlir::Value tensor, llvm::StringRef axis);
   std::optional<int64_t> staticExtent(mlir::Value tensor, llvm::StringRef axis);
+  mlir::Value queryCount(const Row &row);
+  /// Whether original positions are just counted.
+  mlir::Value isCounted(const Row &row);
 
   // Expression.cpp: one element.
   mlir::Value value(const Row &row, mlir::Value v, const Indices &at);
@@ -129,6 +137,7 @@ private:
   /// Its place among the weights of the call.
   static int64_t weightIndex(mlir::BlockArgument arg);
   mlir::Value load(const Row &row, mlir::Value buffer, const Indices &at);
+  Index blockIndex(const Row &row, mlir::Value buffer, kvp::AxisAttr axis, Index index);
   mlir::Value loadFrom(Storage storage, mlir::Value base,
                        llvm::ArrayRef<std::pair<Index, mlir::Value>> terms, mlir::Value mask);
   mlir::Value indexValue(const Index &index);
@@ -187,6 +196,8 @@ private:
   Storage storageOf(mlir::Value buffer);
   Storage inputStorage() const;
   bool isPanel(mlir::Value buffer);
+  /// Whether a buffer has a place for every task in flight, and not for every row and head.
+  static bool isOfTasks(mlir::Value buffer);
   int64_t panelRows() const { return variant.lanes == 8 ? 16 : 64; }
   int64_t packedParts(mlir::Value panels);
   llvm::StringRef packedAlong(mlir::Value panels);
@@ -253,6 +264,18 @@ private:
   mlir::Value scoreBase(const Row &row, mlir::Value buffer);
   mlir::Value taskCount(const Row &row, kvplan::Space space);
   void tasks(const Row &row, kvplan::TasksOp op);
+  void step(const Row &row, mlir::Operation &op, kvplan::Space space);
+  void rows(const Row &row, kvplan::RowsOp op, kvplan::Space space);
+  void beginMerges(const Row &row, kvplan::PassOp op, kvplan::Space space);
+  void merge(const Row &row, kvplan::MergeOp op, llvm::StringRef over, mlir::Value from,
+             mlir::Value to);
+  mlir::Value takesAlone(const Row &row, kvplan::Space space);
+  void forTasks(const Row &row, kvplan::Space space,
+                llvm::function_ref<void(const Row &, mlir::Value)> one);
+  void sweepSegment(const Row &task, kvplan::PassOp op, mlir::Value segment, mlir::Value entries);
+  void finishPass(const Row &task, kvplan::PassOp op, mlir::Value segments, mlir::Value entries);
+  mlir::Value sweptEntries(const Row &row, kvplan::PassOp op);
+  mlir::Value sweepEnd(const Row &row, mlir::Value entries);
   void pass(const Row &row, kvplan::PassOp op, kvplan::Space space);
   void small(const Row &row, kvplan::SmallOp op, kvplan::Space space);
   void order(const Row &row, kvplan::OrderOp op, kvplan::Space space);

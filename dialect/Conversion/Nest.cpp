@@ -46,10 +46,26 @@ Value Kernel::axesOf(Value buffer, StringRef axis) {
   return {};
 }
 
+bool Kernel::isOfTasks(Value buffer) {
+  kvplan::Scope scope = buffer.getDefiningOp<kvplan::BufferOp>().getScope();
+  return scope == kvplan::Scope::Task || scope == kvplan::Scope::Rows;
+}
+
+/// Queries of a block, as the loop that fills a buffer takes them.
+static int64_t blockOf(Value buffer) {
+  for (Operation *user : buffer.getUsers())
+    if (auto rows = user->getParentOfType<kvplan::RowsOp>())
+      return rows.getBlock();
+  return 1;
+}
+
 Value Kernel::bufferExtent(const Row &row, Value buffer, StringRef axis, bool upper) {
   axis = kvplan::axisOf(buffer, axis);
   kvp::AxisAttr attr = cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxis(axis);
   StringRef base = axis.rtrim('\'');
+  auto op = buffer.getDefiningOp<kvplan::BufferOp>();
+  if (op.getScope() == kvplan::Scope::Rows && kvp::isAllQueries(attr))
+    return upper ? e.constant(blockOf(buffer)) : e.sub(row.blockEnd, row.block);
   if (base == "query" && attr.isStatic())
     return upper ? e.constant(attr.getExtent())
                  : e.min(e.constant(attr.getExtent()), perRow(row, offsetof(kvpc_call, length)));
@@ -71,14 +87,14 @@ Value Kernel::everyOf(Value buffer) {
 Value Kernel::axisStride(const Row &row, Value buffer, unsigned i) {
   auto axes = cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes();
   auto op = buffer.getDefiningOp<kvplan::BufferOp>();
-  if (axes[i].getName() == "head" && op.getScope() != kvplan::Scope::Task)
+  if (axes[i].getName() == "head" && !isOfTasks(buffer))
     return e.div(slotI64(row, buffers[buffer].stride), e.constant(bytesOf(storageOf(buffer))));
   if (axes[i].getName() == "head")
     return e.constant(0);
-  bool entry = kvp::isEntryAxis(axes[i]), rows = false;
+  bool entry = kvplan::isEntryAxis(op, axes[i]), rows = false;
   Value stride = e.constant(1);
   for (unsigned j = i + 1; j < axes.size(); ++j) {
-    if (kvp::isEntryAxis(axes[j]))
+    if (kvplan::isEntryAxis(op, axes[j]))
       return e.mul(stride, e.mul(bufferExtent(row, buffer, axes[j].getName(), true),
                                  axisStride(row, buffer, j)));
     stride = e.mul(stride, bufferExtent(row, buffer, axes[j].getName(), /*upper=*/entry));
@@ -114,7 +130,7 @@ Value Kernel::taskBytes(const Row &row, Value buffer) {
     if (name == "head")
       continue;
     count = e.mul(count, bufferExtent(row, buffer, name, true));
-    if (kvp::isEntryAxis(axes[i])) {
+    if (kvplan::isEntryAxis(buffer.getDefiningOp<kvplan::BufferOp>(), axes[i])) {
       count = e.mul(count, axisStride(row, buffer, i));
       dense = false;
     }
@@ -124,9 +140,8 @@ Value Kernel::taskBytes(const Row &row, Value buffer) {
 
 Value Kernel::bufferBase(const Row &row, Value buffer) {
   const BufferSlots &where = buffers[buffer];
-  auto op = buffer.getDefiningOp<kvplan::BufferOp>();
   Value task;
-  if (op.getScope() == kvplan::Scope::Task) {
+  if (isOfTasks(buffer)) {
     task = row.slot;
   } else {
     task = row.batch;
@@ -142,7 +157,8 @@ Value Kernel::elementAddress(const Row &row, Value buffer, const Indices &at) {
   Value offset = e.constant(0);
   for (auto [i, axis] :
        llvm::enumerate(cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes()))
-    offset = e.add(offset, e.mul(at.find(axis.getName())->base, axisStride(row, buffer, i)));
+    offset = e.add(offset, e.mul(blockIndex(row, buffer, axis, *at.find(axis.getName())).base,
+                                 axisStride(row, buffer, i)));
   return e.at(bufferBase(row, buffer), e.mul(offset, bytesOf(storageOf(buffer))));
 }
 
@@ -202,6 +218,10 @@ SmallVector<Kernel::Range> Kernel::bufferRanges(const Row &row, Value buffer, St
       ranges.push_back({name.str(), from, to, std::nullopt});
       continue;
     }
+    if (row.block && kvp::isAllQueries(axis)) {
+      ranges.push_back({name.str(), row.block, row.blockEnd, std::nullopt});
+      continue;
+    }
     Value tensor = axesOf(buffer, name);
     ranges.push_back({name.str(), e.constant(0), bufferExtent(row, buffer, name, false),
                       tensor && name != "slot" ? staticExtent(tensor, name) : std::nullopt});
@@ -221,8 +241,9 @@ Value Kernel::leavesTile(const Row &row, kvplan::StoreOp op, Value to) {
     return {};
   Value first =
       e.sub(perRow(row, offsetof(kvpc_call, seen)), extent(row, causal.getResult(), "query"));
-  Value counted = e.isNull(fieldPtr(row, offsetof(kvpc_call, original_positions)));
-  return e.both(counted, e.cmp(arith::CmpIPredicate::sle, to, e.add(first, 1)));
+  if (row.block)
+    first = e.add(first, row.block);
+  return e.both(isCounted(row), e.cmp(arith::CmpIPredicate::sle, to, e.add(first, 1)));
 }
 
 void Kernel::store(const Row &row, kvplan::StoreOp op, StringRef over, Value from, Value to) {
@@ -275,7 +296,7 @@ Kernel::Fold Kernel::foldOf(kvplan::Combine kind) {
 /// Partial results of a segment: `[task in flight][segment][elements]`.
 Value Kernel::partialBase(const Row &row, Value buffer, Value segment) {
   Value width = slotI64(row, buffers[buffer].stride);
-  Value index = e.add(e.mul(row.slot, slotI64(row, segmentsSlot)), segment);
+  Value index = e.add(e.mul(row.slot, row.segments), segment);
   return e.at(slotPtr(row, buffers[buffer].partials), e.mul(index, width));
 }
 
@@ -283,8 +304,12 @@ Value Kernel::partialBase(const Row &row, Value buffer, Value segment) {
 Value Kernel::elementCount(const Row &row, Value buffer) {
   for (auto [i, axis] :
        llvm::enumerate(cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes()))
-    if (axis.getName() != "head")
-      return e.mul(bufferExtent(row, buffer, axis.getName(), false), axisStride(row, buffer, i));
+    if (axis.getName() != "head") {
+      Value n = row.block && kvp::isAllQueries(axis)
+                    ? e.sub(row.blockEnd, row.block)
+                    : bufferExtent(row, buffer, axis.getName(), false);
+      return e.mul(n, axisStride(row, buffer, i));
+    }
   return e.constant(1);
 }
 
@@ -313,8 +338,10 @@ void Kernel::accumulate(const Row &row, kvplan::AccumulateOp op, StringRef over,
   auto addressOf = [&](const Indices &at) {
     Value offset = e.constant(0);
     for (auto [i, axis] : llvm::enumerate(buffer.getType().getTensor().getAxes()))
-      if (!row.head || axis.getName() != "head")
-        offset = e.add(offset, e.mul(at.find(axis.getName())->base, axisStride(row, buffer, i)));
+      for (const Range &r : ranges)
+        if (r.axis == axis.getName())
+          offset = e.add(offset,
+                         e.mul(e.sub(at.find(r.axis)->base, r.from), axisStride(row, buffer, i)));
     return e.at(base, e.mul(offset, bytesOf(storage)));
   };
   auto elementAt = [&](const Indices &here) {
@@ -358,9 +385,9 @@ void Kernel::accumulate(const Row &row, kvplan::AccumulateOp op, StringRef over,
       int64_t most = !inner.extent ? 1 : reducesInside(op.getValue()) ? 16 : 8;
       while (vectors < most && *inner.extent % (vectors * 2 * lanes) == 0)
         vectors *= 2;
-      Value rest = e.rem(inner.to, e.constant(lanes * vectors)), main = e.sub(inner.to, rest);
-      e.loop(e.constant(0), main, lanes * vectors,
-             [&](Value base) { block(at, base, vectors, {}); });
+      Value rest = e.rem(e.sub(inner.to, inner.from), e.constant(lanes * vectors));
+      Value main = e.sub(inner.to, rest);
+      e.loop(inner.from, main, lanes * vectors, [&](Value base) { block(at, base, vectors, {}); });
       if (!inner.extent || *inner.extent % (lanes * vectors) != 0)
         e.when(e.less(e.constant(0), rest), [&] { block(at, main, 1, e.lanesBelow(rest)); });
     });
@@ -387,8 +414,7 @@ void Kernel::combinePartials(const Row &row, kvplan::AccumulateOp op, StringRef 
   Type element = op.getBuffer().getType().getTensor().getElementType();
   Value count = elementCount(row, buffer);
   Value target = e.at(bufferBase(row, buffer), e.constant(0));
-  if (row.head && op.getBuffer().getType().getTensor().hasAxis("head") &&
-      buffer.getDefiningOp<kvplan::BufferOp>().getScope() != kvplan::Scope::Task)
+  if (row.head && op.getBuffer().getType().getTensor().hasAxis("head") && !isOfTasks(buffer))
     target = e.at(target, e.mul(row.head, slotI64(row, buffers[buffer].stride)));
   Value base = partialBase(row, buffer, e.constant(0));
   Value width = slotI64(row, buffers[buffer].stride);
@@ -445,6 +471,10 @@ void Kernel::pack(const Row &row, kvplan::PackOp op) {
     };
     Value rows = extent(row, input.getResult(), "query");
     Value skip = e.sub(field(row, offsetof(kvpc_call, queries)), rows);
+    if (row.block && kvp::isAllQueries(input.getResult().getType().getAxis("query"))) {
+      skip = e.add(skip, row.block);
+      rows = e.sub(row.blockEnd, row.block);
+    }
     Value offset = e.add(e.add(e.mul(row.batch, stride(0)), e.mul(row.head, stride(1))),
                          e.mul(skip, stride(3)));
     Value q = e.at(fieldPtr(row, tensor), e.mul(offset, bytesOf(inputStorage())));
@@ -480,8 +510,7 @@ void Kernel::pack(const Row &row, kvplan::PackOp op) {
 /// Address of a buffer's first element for this task.
 Value Kernel::elementBase(const Row &row, Value buffer) {
   Value base = bufferBase(row, buffer);
-  auto op = buffer.getDefiningOp<kvplan::BufferOp>();
-  if (row.head && op.getScope() != kvplan::Scope::Task &&
+  if (row.head && !isOfTasks(buffer) &&
       cast<kvplan::BufferType>(buffer.getType()).getTensor().hasAxis("head"))
     base = e.at(base, e.mul(row.head, slotI64(row, buffers[buffer].stride)));
   return base;
@@ -491,7 +520,8 @@ Value Kernel::elementBase(const Row &row, Value buffer) {
 Value Kernel::rowCount(const Row &row, Value buffer) {
   Value rows = e.constant(1);
   for (kvp::AxisAttr axis : cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes())
-    if (axis.getName() != "head" && !kvp::isEntryAxis(axis))
+    if (axis.getName() != "head" &&
+        !kvplan::isEntryAxis(buffer.getDefiningOp<kvplan::BufferOp>(), axis))
       rows = e.mul(rows, bufferExtent(row, buffer, axis.getName(), false));
   return rows;
 }
@@ -500,7 +530,7 @@ Value Kernel::rowCount(const Row &row, Value buffer) {
 Value Kernel::entryStride(const Row &row, Value buffer) {
   for (auto [i, axis] :
        llvm::enumerate(cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes()))
-    if (kvp::isEntryAxis(axis))
+    if (kvplan::isEntryAxis(buffer.getDefiningOp<kvplan::BufferOp>(), axis))
       return axisStride(row, buffer, i);
   llvm_unreachable("a wide buffer has entries");
 }

@@ -69,7 +69,7 @@ void Kernel::mirrorOuter(const Row &row, kvplan::AccumulateOp op, StringRef over
     return;
   Value n = extent(row, outer.left, outer.row), count = e.constant(1);
   for (const Range &r : ArrayRef(bufferRanges(row, op.getBuffer(), "", {}, {})).drop_back(2))
-    count = e.mul(count, r.to);
+    count = e.mul(count, e.sub(r.to, r.from));
   e.loop(e.constant(0), count, 1, [&](Value i) {
     e.call("kvpc_prim_mirror", {e.at(target, e.mul(e.mul(i, e.mul(n, n)), 4)), n});
   });
@@ -91,7 +91,7 @@ bool Kernel::accumulateOuter(const Row &row, kvplan::AccumulateOp op, StringRef 
   forEach(beside, "", headIndex(row), [&](const Indices &at) {
     Value number = e.constant(0);
     for (const Range &r : beside)
-      number = e.add(e.mul(number, r.to), at.find(r.axis)->base);
+      number = e.add(e.mul(number, e.sub(r.to, r.from)), e.sub(at.find(r.axis)->base, r.from));
     Value out = e.at(partialBase(row, op.getBuffer(), segment),
                      e.mul(e.mul(number, e.mul(rows, columns)), 4));
     e.loop(e.constant(0), e.ceilDiv(e.sub(to, from), step), 1, [&](Value part) {

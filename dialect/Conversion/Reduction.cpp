@@ -246,6 +246,11 @@ SmallVector<Kernel::Range> Kernel::rangesOf(const Row &row, Value tensor, ArrayR
                                             const Indices &at) {
   SmallVector<Range> ranges;
   for (StringRef axis : axes) {
+    kvp::AxisAttr attr = cast<kvp::NamedTensorType>(tensor.getType()).getAxis(axis);
+    if (row.block && attr && kvp::isAllQueries(attr)) {
+      ranges.push_back({axis.str(), row.block, row.blockEnd, std::nullopt});
+      continue;
+    }
     Range r{axis.str(), e.constant(0), extent(row, tensor, axis), staticExtent(tensor, axis)};
     if (auto slots = kvplan::slotsAlong(tensor, axis)) {
       const Index *part = at.find(slots.part);

@@ -46,13 +46,17 @@ Value Kernel::taskCount(const Row &row, kvplan::Space space) {
 Row Kernel::taskRow(const Row &row, Value task, kvplan::Space space, Value slot) {
   Row out = row;
   out.slot = slot;
-  if (space == kvplan::Space::Batch) {
-    out.batch = task;
-    return out;
+  out.batch = task;
+  if (space == kvplan::Space::Head) {
+    Value heads = field(row, offsetof(kvpc_call, heads));
+    out.batch = e.div(task, heads);
+    out.head = e.rem(task, heads);
   }
-  Value heads = field(row, offsetof(kvpc_call, heads));
-  out.batch = e.div(task, heads);
-  out.head = e.rem(task, heads);
+  if (rowsOp) {
+    out.block = slotI64(row, blockSlot);
+    Value end = e.min(e.add(out.block, rowsOp.getBlock()), queryCount(out));
+    out.blockEnd = e.max(end, out.block);
+  }
   return out;
 }
 
@@ -74,14 +78,140 @@ void Kernel::tasks(const Row &row, kvplan::TasksOp op) {
     Value first = e.mul(chunk, flight);
     setSlot(row, chunkSlot, first);
     setSlot(row, chunkSizeSlot, e.min(flight, e.sub(total, first)));
-    for (Operation &step : op.getBody().front()) {
-      if (auto p = dyn_cast<kvplan::PassOp>(step))
-        pass(row, p, space);
-      else if (auto s = dyn_cast<kvplan::SmallOp>(step))
-        small(row, s, space);
-      else if (auto o = dyn_cast<kvplan::OrderOp>(step))
-        order(row, o, space);
+    for (Operation &inner : op.getBody().front())
+      step(row, inner, space);
+  });
+}
+
+void Kernel::step(const Row &row, Operation &op, kvplan::Space space) {
+  if (auto p = dyn_cast<kvplan::PassOp>(op))
+    pass(row, p, space);
+  else if (auto s = dyn_cast<kvplan::SmallOp>(op))
+    small(row, s, space);
+  else if (auto o = dyn_cast<kvplan::OrderOp>(op))
+    order(row, o, space);
+  else if (auto r = dyn_cast<kvplan::RowsOp>(op))
+    rows(row, r, space);
+}
+
+//===------------------------------------------------------------------------------------------===//
+// Blocks of queries
+//===------------------------------------------------------------------------------------------===//
+
+/// Whether every thread takes whole tasks, block after block, with no other waiting for it: there
+/// are tasks enough for that. A matter of schedule, which changes no bit.
+Value Kernel::takesAlone(const Row &row, kvplan::Space space) {
+  Value total = taskCount(row, space);
+  Value threads = e.max(field(row, offsetof(kvpc_call, threads)), e.constant(1));
+  Value even = e.cmp(arith::CmpIPredicate::eq, e.rem(total, threads), e.constant(0));
+  Value many = e.cmp(arith::CmpIPredicate::sge, total, e.mul(threads, 3));
+  return arith::OrIOp::create(e, even, many);
+}
+
+void Kernel::rows(const Row &row, kvplan::RowsOp op, kvplan::Space space) {
+  rowsOp = op;
+  auto steps = [&](const Row &own) {
+    for (Operation &inner : op.getBody().front()) {
+      memo.emplace_back(); // what blocks before left is not there any more
+      step(own, inner, space);
+      memo.pop_back();
     }
+  };
+  auto merges = [&](const Row &own) {
+    for (auto p : op.getBody().getOps<kvplan::PassOp>())
+      beginMerges(own, p, space);
+  };
+  setSlot(row, blockSlot, e.constant(0));
+  // A cap on the workspace may leave threads without a task.
+  Value threads = e.max(field(row, offsetof(kvpc_call, threads)), e.constant(1));
+  Value flight = slotI64(row, flights[op->getParentOfType<kvplan::TasksOp>()]);
+  Value enough = e.cmp(arith::CmpIPredicate::sge, flight, e.min(threads, taskCount(row, space)));
+  e.when(
+      e.both(takesAlone(row, space), enough),
+      [&] {
+        forTasks(row, space, [&](const Row &task, Value) {
+          alone = true;
+          memo.emplace_back();
+          merges(task);
+          memo.pop_back();
+          e.loop(e.constant(0), queryCount(task), op.getBlock(), [&](Value first) {
+            Row own = task;
+            own.block = first;
+            own.blockEnd = e.min(e.add(first, op.getBlock()), queryCount(task));
+            steps(own);
+          });
+          alone = false;
+        });
+      },
+      [&] {
+        merges(row);
+        Value most = e.min(field(row, offsetof(kvpc_call, queries)),
+                           field(row, offsetof(kvpc_call, tokens)));
+        e.loop(e.constant(0), most, op.getBlock(), [&](Value first) {
+          setSlot(row, blockSlot, first);
+          steps(row);
+        });
+      });
+  rowsOp = {};
+}
+
+/// What is merged starts as if no query had come; where the first block's sweep does not come and
+/// would find zeros, as zero.
+void Kernel::beginMerges(const Row &row, kvplan::PassOp op, kvplan::Space space) {
+  auto merges = op.getBody().getOps<kvplan::MergeOp>();
+  if (merges.empty())
+    return;
+  forTasks(row, space, [&](const Row &task, Value) {
+    StringRef over = op.getOver().getName();
+    Value entries = passEntries(task, op, false);
+    for (kvplan::MergeOp m : merges) {
+      Value buffer = m.getBuffer();
+      Type element = m.getBuffer().getType().getTensor().getElementType();
+      auto fill = [&](Value from, Value to, Value with) {
+        forEach(bufferRanges(task, buffer, over, from, to), "", headIndex(task),
+                [&](const Indices &at) {
+                  e.store(storageOf(buffer), with, elementAddress(task, buffer, at));
+                });
+      };
+      Value end = m.getVanishing() ? sweepEnd(task, entries) : entries;
+      fill(e.constant(0), end, identity(foldOf(m.getKind()), element));
+      fill(end, entries, e.constantOf(element, 0));
+    }
+  });
+}
+
+/// Entries that a block's sweep takes, of all that there are: none without queries, and only those
+/// that its last query may see where nothing else counts.
+Value Kernel::sweepEnd(const Row &row, Value entries) {
+  if (!row.block)
+    return entries;
+  Value last = entries;
+  if (rowsOp.getCausal()) {
+    Value offset = e.sub(perRow(row, offsetof(kvpc_call, seen)), queryCount(row));
+    Value seen = e.max(e.min(e.add(offset, row.blockEnd), entries), e.constant(0));
+    last = e.select(isCounted(row), seen, entries);
+  }
+  return e.select(e.less(row.block, row.blockEnd), last, e.constant(0));
+}
+
+void Kernel::merge(const Row &row, kvplan::MergeOp op, StringRef over, Value from, Value to) {
+  Value buffer = op.getBuffer();
+  Fold kind = foldOf(op.getKind());
+  Storage storage = storageOf(buffer);
+  SmallVector<Range> ranges = bufferRanges(row, buffer, over, from, to);
+  SmallVector<StringRef> names =
+      llvm::map_to_vector(ranges, [](const Range &r) -> StringRef { return r.axis; });
+  StringRef lane = laneAxis(op.getValue(), names);
+  if (lane != names.back())
+    lane = "";
+  forEach(ranges, lane, headIndex(row), [&](const Indices &at) {
+    Value v = value(row, op.getValue(), at);
+    Value address = elementAddress(row, buffer, at);
+    if (lane.empty())
+      e.store(storage, foldPair(kind, e.load(storage, address), v), address);
+    else
+      e.storeVector(storage, foldPair(kind, e.loadVector(storage, address, at.mask), v), address,
+                    at.mask);
   });
 }
 
@@ -100,6 +230,8 @@ Value Kernel::passEntries(const Row &row, kvplan::PassOp op, bool upper) {
       swept = accumulate.getValue();
     else if (auto fold = dyn_cast<kvplan::FoldOp>(inner))
       swept = fold.getValue();
+    else if (auto merge = dyn_cast<kvplan::MergeOp>(inner))
+      swept = merge.getValue();
     else if (auto statistics = dyn_cast<kvplan::StatisticsOp>(inner))
       swept = axesOf(statistics.getBuffer(), axis);
     if (swept && cast<kvp::NamedTensorType>(swept.getType()).getAxis(axis) == op.getOver())
@@ -113,40 +245,93 @@ Value Kernel::segmentsOf(const Row &row, kvplan::PassOp op, Value entries) {
   return e.ceilDiv(entries, e.constant(op.getTile() * op.getSegment()));
 }
 
-void Kernel::pass(const Row &row, kvplan::PassOp op, kvplan::Space space) {
-  Value segments = segmentsOf(row, op, passEntries(row, op, /*upper=*/true));
-  segments = e.max(segments, e.constant(1));
-  setSlot(row, segmentsSlot, segments);
+/// Calls `one` for each task in flight, in parallel; only for the row's own where its steps are
+/// taken by one thread.
+void Kernel::forTasks(const Row &row, kvplan::Space space,
+                      function_ref<void(const Row &, Value)> one) {
+  if (alone) {
+    Value number = row.batch;
+    if (space == kvplan::Space::Head)
+      number = e.add(e.mul(number, field(row, offsetof(kvpc_call, heads))), row.head);
+    return one(row, number);
+  }
+  std::string work = body([&](const Row &outer, Value slot) {
+    Value number = e.add(slotI64(outer, chunkSlot), slot);
+    one(taskRow(outer, number, space, slot), number);
+  });
+  launch(row, work, slotI64(row, chunkSizeSlot));
+}
+
+void Kernel::sweepSegment(const Row &task, kvplan::PassOp op, Value segment, Value entries) {
   StringRef over = op.getOver().getName();
   int64_t length = op.getTile() * op.getSegment();
+  Value from = e.mul(segment, length), to = e.min(e.add(from, length), entries);
+  e.loop(from, to, op.getTile(), [&](Value begin) {
+    Value end = e.min(e.add(begin, op.getTile()), to);
+    Value first = e.cmp(arith::CmpIPredicate::eq, begin, from);
+    for (Operation &inner : op.getBody().front()) {
+      // What a step writes, later steps of the tile may read: forget loads.
+      memo.emplace_back();
+      if (auto s = dyn_cast<kvplan::StoreOp>(inner))
+        store(task, s, over, begin, end);
+      else if (auto a = dyn_cast<kvplan::AccumulateOp>(inner))
+        accumulate(task, a, over, segment, begin, end, first);
+      else if (auto c = dyn_cast<kvplan::ContractOp>(inner))
+        contract(task, c, begin, end);
+      else if (auto f = dyn_cast<kvplan::FormOp>(inner))
+        form(task, f, begin, end);
+      else if (auto f = dyn_cast<kvplan::FoldOp>(inner))
+        fold(task, f, over, begin, end);
+      else if (auto m = dyn_cast<kvplan::MergeOp>(inner))
+        merge(task, m, over, begin, end);
+      else if (auto s = dyn_cast<kvplan::StatisticsOp>(inner))
+        statistics(task, s, segment, begin, end, first);
+      memo.pop_back();
+    }
+  });
+}
 
+void Kernel::finishPass(const Row &task, kvplan::PassOp op, Value segments, Value entries) {
+  for (Operation &inner : op.getBody().front()) {
+    if (auto a = dyn_cast<kvplan::AccumulateOp>(inner))
+      combinePartials(task, a, op.getOver().getName(), segments);
+    else if (auto s = dyn_cast<kvplan::StatisticsOp>(inner))
+      combineStatistics(task, s, segments, entries);
+  }
+}
+
+/// Entries that a pass sweeps for a row.
+Value Kernel::sweptEntries(const Row &row, kvplan::PassOp op) {
+  return sweepEnd(row, passEntries(row, op, /*upper=*/false));
+}
+
+void Kernel::pass(const Row &row, kvplan::PassOp op, kvplan::Space space) {
+  Value most = e.max(segmentsOf(row, op, passEntries(row, op, /*upper=*/true)), e.constant(1));
+  if (alone) {
+    Row task = row;
+    task.segments = most;
+    Value entries = sweptEntries(task, op), segments = segmentsOf(task, op, entries);
+    e.loop(e.constant(0), segments, 1,
+           [&](Value segment) { sweepSegment(task, op, segment, entries); });
+    finishPass(task, op, segments, entries);
+    return;
+  }
+  // A block's sweeps may end early, for all tasks in flight.
+  Value segments = most;
+  if (rowsOp)
+    segments = e.loop(e.constant(0), slotI64(row, chunkSizeSlot), 1, e.constant(1),
+                      [&](Value slot, ValueRange longest) {
+                        Row task = taskRow(row, e.add(slotI64(row, chunkSlot), slot), space, slot);
+                        Value own = segmentsOf(task, op, sweptEntries(task, op));
+                        return SmallVector<Value>{e.max(longest[0], own)};
+                      })[0];
+  setSlot(row, segmentsSlot, segments);
   std::string sweep = body([&](const Row &outer, Value item) {
     Value perTask = slotI64(outer, segmentsSlot);
     Value slot = e.div(item, perTask), segment = e.rem(item, perTask);
     Row task = taskRow(outer, e.add(slotI64(outer, chunkSlot), slot), space, slot);
-    Value from = e.mul(segment, length);
-    Value to = e.min(e.add(from, length), passEntries(task, op, false));
-    e.loop(from, to, op.getTile(), [&](Value begin) {
-      Value end = e.min(e.add(begin, op.getTile()), to);
-      Value first = e.cmp(arith::CmpIPredicate::eq, begin, from);
-      for (Operation &inner : op.getBody().front()) {
-        // What a step writes, later steps of the tile may read: forget loads.
-        memo.emplace_back();
-        if (auto s = dyn_cast<kvplan::StoreOp>(inner))
-          store(task, s, over, begin, end);
-        else if (auto a = dyn_cast<kvplan::AccumulateOp>(inner))
-          accumulate(task, a, over, segment, begin, end, first);
-        else if (auto c = dyn_cast<kvplan::ContractOp>(inner))
-          contract(task, c, begin, end);
-        else if (auto f = dyn_cast<kvplan::FormOp>(inner))
-          form(task, f, begin, end);
-        else if (auto f = dyn_cast<kvplan::FoldOp>(inner))
-          fold(task, f, over, begin, end);
-        else if (auto s = dyn_cast<kvplan::StatisticsOp>(inner))
-          statistics(task, s, segment, begin, end, first);
-        memo.pop_back();
-      }
-    });
+    task.segments = perTask;
+    sweepSegment(task, op, segment, sweptEntries(task, op));
   });
   launch(row, sweep, e.mul(slotI64(row, chunkSizeSlot), segments));
 
@@ -155,22 +340,16 @@ void Kernel::pass(const Row &row, kvplan::PassOp op, kvplan::Space space) {
   };
   if (llvm::none_of(op.getBody().front(), finishes))
     return;
-  std::string combine = body([&](const Row &outer, Value slot) {
-    Row task = taskRow(outer, e.add(slotI64(outer, chunkSlot), slot), space, slot);
-    Value entries = passEntries(task, op, false), used = segmentsOf(task, op, entries);
-    for (Operation &inner : op.getBody().front()) {
-      if (auto a = dyn_cast<kvplan::AccumulateOp>(inner))
-        combinePartials(task, a, over, used);
-      else if (auto s = dyn_cast<kvplan::StatisticsOp>(inner))
-        combineStatistics(task, s, used, entries);
-    }
+  forTasks(row, space, [&](const Row &own, Value) {
+    Row task = own;
+    task.segments = slotI64(task, segmentsSlot);
+    Value entries = sweptEntries(task, op);
+    finishPass(task, op, segmentsOf(task, op, entries), entries);
   });
-  launch(row, combine, slotI64(row, chunkSizeSlot));
 }
 
 void Kernel::small(const Row &row, kvplan::SmallOp op, kvplan::Space space) {
-  std::string work = body([&](const Row &outer, Value slot) {
-    Row task = taskRow(outer, e.add(slotI64(outer, chunkSlot), slot), space, slot);
+  forTasks(row, space, [&](const Row &task, Value) {
     for (Operation &inner : op.getBody().front()) {
       memo.emplace_back();
       if (auto s = dyn_cast<kvplan::StoreOp>(inner))
@@ -182,7 +361,6 @@ void Kernel::small(const Row &row, kvplan::SmallOp op, kvplan::Space space) {
       memo.pop_back();
     }
   });
-  launch(row, work, slotI64(row, chunkSizeSlot));
 }
 
 /// Which elements of axes that are taken together a row has: heads may have different numbers of
@@ -215,9 +393,7 @@ Value Kernel::isThere(const Row &row, Value buffer, ArrayRef<StringRef> over, co
 /// back.
 void Kernel::orderTogether(const Row &row, kvplan::OrderOp op, kvplan::Space space) {
   bool sorts = op.getKind() == kvplan::Order::Sort;
-  std::string work = body([&](const Row &outer, Value slot) {
-    Value number = e.add(slotI64(outer, chunkSlot), slot);
-    Row task = taskRow(outer, number, space, slot);
+  forTasks(row, space, [&](const Row &task, Value number) {
     SmallVector<StringRef> over = kvp::axisNames(*op.getOver());
     auto axes = op.getInput().getType().getTensor().getAxes();
     auto result = op.getResult().getType().getTensor();
@@ -302,15 +478,12 @@ void Kernel::orderTogether(const Row &row, kvplan::OrderOp op, kvplan::Space spa
       });
     });
   });
-  launch(row, work, slotI64(row, chunkSizeSlot));
 }
 
 void Kernel::order(const Row &row, kvplan::OrderOp op, kvplan::Space space) {
   if (op.getOver())
     return orderTogether(row, op, space);
-  std::string work = body([&](const Row &outer, Value slot) {
-    Value number = e.add(slotI64(outer, chunkSlot), slot);
-    Row task = taskRow(outer, number, space, slot);
+  forTasks(row, space, [&](const Row &task, Value number) {
     auto tensor = op.getInput().getType().getTensor();
     StringRef axis = tensor.getAxes().back().getName();
     Value n = bufferExtent(task, op.getInput(), axis, false);
@@ -343,7 +516,6 @@ void Kernel::order(const Row &row, kvplan::OrderOp op, kvplan::Space space) {
       }
     });
   });
-  launch(row, work, slotI64(row, chunkSizeSlot));
 }
 
 //===------------------------------------------------------------------------------------------===//

@@ -61,6 +61,10 @@ bool kvpc::kvp::isEntryAxis(AxisAttr axis) {
   return base == "token" || base == "part" || (base == "query" && !axis.isStatic());
 }
 
+bool kvpc::kvp::isAllQueries(AxisAttr axis) {
+  return axis.getName().rtrim('\'') == "query" && !axis.isStatic();
+}
+
 SmallVector<StringRef> kvpc::kvp::axisNames(ArrayAttr names) {
   return llvm::map_to_vector(names.getAsValueRange<StringAttr>(), [](StringRef s) { return s; });
 }

@@ -46,6 +46,9 @@ bool isCacheAxis(llvm::StringRef name);
 /// a program has all of a pass.
 bool isEntryAxis(AxisAttr axis);
 
+/// Whether the axis numbers all queries of a pass.
+bool isAllQueries(AxisAttr axis);
+
 /// The type of a value over axes; null of others.
 inline NamedTensorType tensorOf(mlir::Value v) {
   return llvm::dyn_cast<NamedTensorType>(v.getType());

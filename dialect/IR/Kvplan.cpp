@@ -99,6 +99,19 @@ LogicalResult AccumulateOp::verify() {
   return success();
 }
 
+LogicalResult RowsOp::verify() {
+  return getBlock() > 0 ? success() : emitOpError("needs a block of at least one query");
+}
+
+LogicalResult MergeOp::verify() {
+  if (!(*this)->getParentOfType<RowsOp>())
+    return emitOpError("stands in a `kvplan.rows`");
+  if (holds(getBuffer().getType().getTensor(), getValue().getType()))
+    return success();
+  return emitOpError() << "merges " << getValue().getType() << " into a buffer of "
+                       << getBuffer().getType();
+}
+
 LogicalResult FoldOp::verify() {
   NamedTensorType value = getValue().getType(), whole = getBuffer().getType().getTensor();
   if (!value.hasAxis(getOver()) || whole.hasAxis(getOver()))
@@ -133,6 +146,8 @@ Value kvpc::kvplan::writtenTo(Value buffer) {
     if (auto fold = dyn_cast<FoldOp>(user))
       if (fold.getBuffer() == buffer)
         return fold.getValue();
+    if (auto merge = dyn_cast<MergeOp>(user))
+      return merge.getValue();
     if (auto order = dyn_cast<OrderOp>(user))
       if (order.getResult() == buffer)
         return writtenTo(order.getInput());
@@ -141,6 +156,10 @@ Value kvpc::kvplan::writtenTo(Value buffer) {
         return writtenTo(statistics.getBuffer());
   }
   return {};
+}
+
+bool kvpc::kvplan::isEntryAxis(BufferOp buffer, AxisAttr axis) {
+  return kvp::isEntryAxis(axis) && !(buffer.getScope() == Scope::Rows && kvp::isAllQueries(axis));
 }
 
 StringRef kvpc::kvplan::axisOf(Value &buffer, StringRef axis) {

@@ -23,6 +23,9 @@ mlir::Value writtenTo(mlir::Value buffer);
 /// nothing was.
 llvm::StringRef axisOf(mlir::Value &buffer, llvm::StringRef axis);
 
+/// Whether an axis of a buffer numbers its entries; the queries of a block are rows inside them.
+bool isEntryAxis(BufferOp buffer, kvp::AxisAttr axis);
+
 /// The tensor and axis from which an axis of `tensor` comes, through renames, maps and buffers.
 /// `picked`: set where a part was picked on the way, of which the axis may be the slots.
 std::pair<mlir::Value, llvm::StringRef> originOf(mlir::Value tensor, llvm::StringRef axis,

@@ -9,6 +9,7 @@ class Kvplan_Enum<string name, string text, list<string> cases>
 
 def Kvplan_Scope : Kvplan_Enum<"Scope", "how long and for whom a buffer lives", [
     "tile",   // a block of rows of one tile, inside one operation
+    "rows",   // a block of queries, one per task in flight
     "task",   // one per task in flight
     "call",   // for all rows and heads of the call
     "state"   // kept by the host over the layers of a forward pass

@@ -76,7 +76,22 @@ def Kvplan_TasksOp : Kvplan_Op<"tasks", [SingleBlock, NoTerminator]> {
   let assemblyFormat = "$space (`leader` $leader^)? attr-dict-with-keyword $body";
 }
 
-def Kvplan_PassOp : Kvplan_Op<"pass", [SingleBlock, NoTerminator, HasParent<"TasksOp">]> {
+def Kvplan_RowsOp : Kvplan_Op<"rows", [SingleBlock, NoTerminator, HasParent<"TasksOp">]> {
+  let summary = "its steps in order, for one block of queries after the other";
+  let description = [{
+    What has all queries beside entries is never whole: the steps see `block` queries at a time, and
+    so many are in a buffer of scope `rows`. Blocks count from the row's first query. `causal`: what
+    an entry after a block's last query would add is nothing, so sweeps end before it.
+  }];
+  let arguments = (ins I64Attr:$block, UnitAttr:$causal);
+  let regions = (region SizedRegion<1>:$body);
+  let assemblyFormat = "`block` $block (`causal` $causal^)? attr-dict-with-keyword $body";
+  let hasVerifier = 1;
+}
+
+def Kvplan_Steps : ParentOneOf<["TasksOp", "RowsOp"]>;
+
+def Kvplan_PassOp : Kvplan_Op<"pass", [SingleBlock, NoTerminator, Kvplan_Steps]> {
   let summary = "one sweep over the tiles of an axis";
   let description = [{
     `over` is the axis (token or part, with its cache state). `tile` entries make a tile, `segment`
@@ -88,7 +103,7 @@ def Kvplan_PassOp : Kvplan_Op<"pass", [SingleBlock, NoTerminator, HasParent<"Tas
   let assemblyFormat = "`over` $over `tile` $tile `segment` $segment attr-dict-with-keyword $body";
 }
 
-def Kvplan_SmallOp : Kvplan_Op<"small", [SingleBlock, NoTerminator, HasParent<"TasksOp">]> {
+def Kvplan_SmallOp : Kvplan_Op<"small", [SingleBlock, NoTerminator, Kvplan_Steps]> {
   let summary = "work on values of bounded extent, once per task";
   let regions = (region SizedRegion<1>:$body);
   let assemblyFormat = "attr-dict-with-keyword $body";
@@ -119,6 +134,21 @@ def Kvplan_AccumulateOp : Kvplan_Op<"accumulate", [HasParent<"PassOp">]> {
                        Optional<Kvp_BoolTensor>:$where, Kvplan_BufferType:$buffer);
   let assemblyFormat = [{
     $kind $value (`where` $where^ `:` type($where))? `into` $buffer attr-dict
+    `:` type($value) `,` type($buffer)
+  }];
+  let hasVerifier = 1;
+}
+
+def Kvplan_MergeOp : Kvplan_Op<"merge", [HasParent<"PassOp">]> {
+  let summary = "combines what a block of queries gives with what the blocks before gave";
+  let description = [{
+    `value` reduces over the block's queries. Complete after the `rows` around it. `vanishing`: an
+    entry to which a block's sweep does not come counts as 0 there.
+  }];
+  let arguments = (ins Kvplan_CombineAttr:$kind, Kvp_TensorType:$value, Kvplan_BufferType:$buffer,
+                       UnitAttr:$vanishing);
+  let assemblyFormat = [{
+    $kind $value `into` $buffer (`vanishing` $vanishing^)? attr-dict
     `:` type($value) `,` type($buffer)
   }];
   let hasVerifier = 1;
@@ -225,7 +255,7 @@ def Kvplan_WeightOp : Kvplan_Op<"weight", [Pure]> {
   let assemblyFormat = "$value `,` $maximum `,` $inverse attr-dict `:` functional-type(operands, results)";
 }
 
-def Kvplan_OrderOp : Kvplan_Op<"order", [HasParent<"TasksOp">, AttrSizedOperandSegments]> {
+def Kvplan_OrderOp : Kvplan_Op<"order", [Kvplan_Steps, AttrSizedOperandSegments]> {
   let summary = "rank, sort or running sum of whole rows along a buffer's last axis";
   let description = [{
     `over`: axes that do not lie side by side are taken as one, the first outermost: several to rank,

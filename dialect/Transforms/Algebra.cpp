@@ -35,6 +35,14 @@ static bool hasEntries(Value v) {
   return type && llvm::any_of(type.getAxes(), kvp::isEntryAxis);
 }
 
+/// Whether a value has entries, queries or not.
+static bool hasTokens(Value v) {
+  NamedTensorType type = tensorOf(v);
+  return type && llvm::any_of(type.getAxes(), [](kvp::AxisAttr axis) {
+           return kvp::isEntryAxis(axis) && !kvp::isAllQueries(axis);
+         });
+}
+
 /// Keys or values as the host gives them, of which no channel went.
 static bool isStream(Value v) {
   auto input = v.getDefiningOp<kvp::InputOp>();
@@ -68,7 +76,11 @@ public:
       return linear(dot);
     }
     auto reduce = dyn_cast<kvp::ReduceOp>(op);
-    return reduce ? contraction(reduce) : Value();
+    if (!reduce)
+      return {};
+    if (Value sum = overQueries(reduce))
+      return sum;
+    return contraction(reduce);
   }
 
 private:
@@ -144,7 +156,7 @@ private:
   Value linear(kvp::DotOp op) {
     for (unsigned i : {0u, 1u}) {
       Value x = op->getOperand(i), small = op->getOperand(1 - i);
-      if (!hasEntries(x) || hasEntries(small) || isStream(x))
+      if (!hasTokens(x) || hasTokens(small) || isStream(x))
         continue;
       auto out = moved(x, op.getOver(), small, op.getOver());
       if (!out)
@@ -205,6 +217,32 @@ private:
     return out;
   }
 
+  /// A factor that all queries have leaves the sum over them, which takes blocks of queries.
+  Value overQueries(kvp::ReduceOp op) {
+    SmallVector<StringRef> over = kvp::axisNames(op.getOver());
+    auto product = op.getInput().getDefiningOp<kvp::MapOp>();
+    if (op.getKind() != kvp::Reduction::Sum || over.size() != 1 || !product ||
+        !kvp::isAllQueries(op.getInput().getType().getAxis(over.front())) ||
+        !hasTokens(op.getInput()))
+      return {};
+    bool divides = product.getFn() == Fn::Div;
+    if (!divides && product.getFn() != Fn::Mul)
+      return {};
+    for (unsigned i : {0u, 1u}) {
+      Value x = product.getOperand(i), factor = product.getOperand(1 - i);
+      if ((divides && i == 1) || hasAxis(factor, over.front()) || !tensorOf(x) ||
+          !tensorOf(x).getElementType().isF32())
+        continue;
+      Value where = op.getWhere();
+      if (where && llvm::any_of(tensorOf(where).getAxes(),
+                                [&](kvp::AxisAttr axis) { return !hasAxis(x, axis.getName()); }))
+        continue;
+      Value sum = kvp::ReduceOp::create(b, kvp::Reduction::Sum, x, op.getOver(), where);
+      return map(product.getFn(), {sum, factor});
+    }
+    return {};
+  }
+
   /// A sum over channels of a product of keys and small values is a contraction; over two names of
   /// them, one after the other.
   Value contraction(kvp::ReduceOp op) {
@@ -215,13 +253,16 @@ private:
       return {};
     SmallVector<Value> factors, outside, small;
     factorsOf(op.getInput(), factors);
+    // All queries are as small as a window of them where keys are what is swept.
+    bool tokens = hasTokens(op.getInput());
+    auto isSwept = [&](Value v) { return tokens ? hasTokens(v) : hasEntries(v); };
     Value streams[2], contracted;
     for (Value factor : factors) {
       bool inside[2] = {hasAxis(factor, over.front()),
                         over.size() == 2 && hasAxis(factor, over.back())};
       if (!inside[0] && !inside[1]) {
         outside.push_back(factor);
-      } else if (!hasEntries(factor)) {
+      } else if (!isSwept(factor)) {
         small.push_back(factor);
       } else {
         Value &place = streams[inside[1]];

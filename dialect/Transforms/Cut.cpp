@@ -1,10 +1,11 @@
 //===- Cut.cpp - which values are held, and in which pass they are made -----------------------===//
 //
-// Three decisions, in this order.
-// 1. Held or not (Holding): everything that is not held is evaluated again where it is used.
-// 2. The step of every held value: 1 + the latest step it needs, or that very step where it reads a
+// Four decisions, in this order.
+// 1. Loops over blocks of queries (Rows.cpp): for what all queries of a pass have with entries.
+// 2. Held or not (Hold.cpp): everything that is not held is evaluated again where it is used.
+// 3. The step of every held value: 1 + the latest step it needs, or that very step where it reads a
 //    value of the same sweep at the same entry.
-// 3. Tasks: neighbouring steps over the same rows (and heads) stand together, up to one that reads
+// 4. Tasks: neighbouring steps over the same rows (and heads) stand together, up to one that reads
 //    what other heads' tasks hold.
 //
 //===------------------------------------------------------------------------------------------===//
@@ -29,6 +30,12 @@ static bool readsOtherHeads(Operation *op) {
   return axis && axis.getValue() == "head";
 }
 
+bool kvpc::cut::readsHeads(Operation *op) {
+  auto reduce = dyn_cast<kvp::ReduceOp>(op);
+  return reduce ? llvm::is_contained(kvp::axisNames(reduce.getOver()), "head")
+                : readsOtherHeads(op);
+}
+
 bool Program::meetsHeads(const Root &root) const {
   llvm::DenseSet<Value> seen[2];
   std::function<bool(Value, bool)> visit = [&](Value v, bool others) {
@@ -49,9 +56,11 @@ unsigned Program::stepOfCache(Value cache) const {
   return it == selections.end() ? 0 : it->second + 1;
 }
 
-/// The least step in which `root` can be made, given where its operands are.
-unsigned Program::earliest(const Root &root) const {
-  unsigned step = 0;
+/// The least step in which `root` can be made, given where its operands are; and the least inside a
+/// loop over blocks of queries.
+std::pair<unsigned, unsigned> Program::earliest(const Root &root) const {
+  unsigned step = 0, inner = 0;
+  auto isInside = [&](const Root &leaf) { return leaf.key.rows && leaf.key.rows == root.key.rows; };
   bool apart = meetsHeads(root);
   llvm::DenseSet<Value> seen[2];
   std::function<void(Value, bool)> visit = [&](Value v, bool aligned) {
@@ -65,7 +74,10 @@ unsigned Program::earliest(const Root &root) const {
       const Root &leaf = roots[it->second];
       bool together = !stored && !apart && leaf.key == root.key &&
                       (leaf.key.kind == Step::Small || (aligned && leaf.makesEntries()));
-      step = std::max(step, leaf.step + (together ? 0 : 1));
+      if (isInside(leaf))
+        inner = std::max(inner, leaf.inner + (together ? 0 : 1));
+      else
+        step = std::max(step, leaf.step + (together ? 0 : 1));
       return;
     }
     Operation *op = v.getDefiningOp();
@@ -79,8 +91,11 @@ unsigned Program::earliest(const Root &root) const {
   for (Value operand : root.operands())
     visit(operand, true);
   for (unsigned other : root.after)
-    step = std::max(step, roots[other].step + 1);
-  return step;
+    if (isInside(roots[other]))
+      inner = std::max(inner, roots[other].inner + 1);
+    else
+      step = std::max(step, roots[other].step + 1);
+  return {step, inner};
 }
 
 void Program::waitForConsumers(Root &root) {
@@ -94,14 +109,25 @@ void Program::waitForConsumers(Root &root) {
     return;
   root.step = last;
   for (unsigned consumer : root.consumers)
-    if (earliest(roots[consumer]) > roots[consumer].step)
+    if (earliest(roots[consumer]).first > roots[consumer].step)
       root.step = before;
 }
 
 void Program::schedule() {
   unsigned next = 0;
-  for (Root &root : roots) {
-    root.step = earliest(root);
+  for (auto [i, root] : llvm::enumerate(roots)) {
+    // A loop over blocks of queries is one step: the least for all that is in it.
+    if (root.key.rows && (i == 0 || roots[i - 1].key.rows != root.key.rows)) {
+      unsigned base = 0, end = i;
+      for (; end < roots.size() && roots[end].key.rows == root.key.rows; ++end)
+        base = std::max(base, earliest(roots[end]).first);
+      for (unsigned member = i; member < end; ++member)
+        roots[member].step = base;
+    }
+    auto [step, inner] = earliest(root);
+    root.inner = inner;
+    if (!root.key.rows)
+      root.step = step;
     if (stored) // one step each, in the program's order
       root.key.alone = ++next;
     if (root.selection)
@@ -121,7 +147,7 @@ void Program::schedule() {
     // Conditions that depend on nothing held wait for whoever needs them, so that they do not
     // stand between passes over heads.
     auto needed = needs(root);
-    if (!stored && needed.empty() && root.key.space == kvplan::Space::Batch &&
+    if (!stored && !root.key.rows && needed.empty() && root.key.space == kvplan::Space::Batch &&
         root.key.kind == Step::Pass && !root.consumers.empty()) {
       unsigned last = std::numeric_limits<unsigned>::max();
       for (unsigned consumer : root.consumers)
@@ -129,11 +155,17 @@ void Program::schedule() {
       root.step = std::max(root.step + 1, last) - 1;
     }
     // A contraction waits for the sweep that uses it, which may read the same keys.
-    if (!stored && (root.kind == Root::Contract || root.kind == Root::Form))
+    if (!stored && !root.key.rows && (root.kind == Root::Contract || root.kind == Root::Form))
       waitForConsumers(root);
     for (unsigned other : needed)
       roots[other].consumers.push_back(i);
   }
+  // A loop runs on all layers if anything in it does.
+  for (Root &root : roots)
+    if (root.key.rows)
+      for (const Root &other : roots)
+        if (other.key.rows == root.key.rows && other.leader != root.leader)
+          root.leader = 0;
 }
 
 llvm::SmallSetVector<unsigned, 8> Program::needs(const Root &root) const {

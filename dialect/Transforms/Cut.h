@@ -17,6 +17,19 @@ kvp::AxisAttr entryAxis(kvp::NamedTensorType type);
 /// heads. None for others.
 llvm::SmallVector<llvm::StringRef> takenTogether(mlir::Operation *op);
 
+/// Whether a value has all queries of a pass; whether it has entries beside them.
+bool hasAllQueries(mlir::Value v);
+bool isMatrix(mlir::Value v);
+
+/// Whether nothing but the extents of an operation's result is asked for.
+bool isOnlyAsked(mlir::Operation *op);
+
+/// Whether what a matrix is reduced from is 0 where a query comes before the entry.
+bool isVanishing(kvp::ReduceOp op);
+
+/// Whether an operation reads its operand at other heads than its own.
+bool readsHeads(mlir::Operation *op);
+
 /// Where a step stands: what it sweeps, for whom.
 struct Step {
   enum Kind { Pass, Small, Order, Select } kind = Small;
@@ -24,20 +37,33 @@ struct Step {
   kvp::AxisAttr over;
   kvp::PartitionOp partition; // that made `over`, of those alike the first
   unsigned alone = 0;         // not 0: nothing else may join
+  unsigned rows = 0;          // the loop over blocks of queries; 0: none
 
   bool operator==(const Step &o) const {
     return kind == o.kind && space == o.space && over == o.over && partition == o.partition &&
-           alone == o.alone;
+           alone == o.alone && rows == o.rows;
   }
 };
 
 /// A value that is held in a buffer (or a selection), and how it gets there.
 struct Root {
-  enum Kind { Store, Accumulate, Contract, Form, Pack, Fold, Statistics, Order, Select } kind;
+  enum Kind {
+    Store,
+    Accumulate,
+    Merge,
+    Contract,
+    Form,
+    Pack,
+    Fold,
+    Statistics,
+    Order,
+    Select
+  } kind;
   mlir::Value value;                    // the kvp value; null for pack
   mlir::Operation *selection = nullptr; // topk or mask
   Step key;
   unsigned step = 0;
+  unsigned inner = 0;                // its place among the steps of a loop over blocks of queries
   llvm::SmallVector<unsigned> after; // roots that must be finished before
   llvm::SmallVector<unsigned> consumers;
   int64_t reuse = 0, leader = 0;
@@ -45,6 +71,7 @@ struct Root {
   kvplan::BufferOp factors;        // statistics whose exponents stay in the buffer of their input
   bool keepsExponents = false;
   bool ownOfHeads = false; // no axis `head`, and yet each head has its own
+  bool leavesRows = false; // of all queries, and filled block by block
   bool inPlace = false;    // shares the buffer of the contraction it masks
   std::string last;        // innermost axis: rows of whole-row operations; empty: any
   // Contract, form and fold: the operands, the factor of the sum. Pack: what is packed, and for
@@ -84,6 +111,16 @@ private:
   llvm::DenseMap<mlir::Value, unsigned> statisticsOf; // softmax -> root
   llvm::DenseMap<mlir::Value, unsigned> selections;   // cache -> step of the selection that made it
 
+  // Rows.cpp
+  struct RowLoop {
+    kvplan::Space space;
+    bool causal;
+  };
+  llvm::SmallVector<RowLoop> rowLoops;
+  llvm::DenseMap<mlir::Value, unsigned> rowsOf; // 1 for the first of them
+  llvm::DenseSet<mlir::Value> leavesRows;       // copies of a block's values for what comes later
+  mlir::LogicalResult separateRows();
+
   // Hold.cpp
   llvm::DenseMap<mlir::Value, bool> dear, own;
   llvm::DenseMap<int64_t, bool> apart; // cache state -> heads chose its tokens for themselves
@@ -94,16 +131,16 @@ private:
   bool expensive(mlir::Value v);
   bool mustHold(mlir::Value v);
   unsigned add(Root root);
-  Step keyOf(mlir::Value v);
+  Step keyOf(mlir::Value made, mlir::Value of = {});
   mlir::LogicalResult holdOp(mlir::Operation &op);
   bool holdContraction(kvp::DotOp op);
   void holdForm(kvp::FormOp op);
   bool holdFold(kvp::ReduceOp op);
-  unsigned holdRows(mlir::Value rows, llvm::StringRef along = "");
+  unsigned holdRows(mlir::Value rows, unsigned loop, llvm::StringRef along = "");
 
   // Cut.cpp
   unsigned stepOfCache(mlir::Value cache) const;
-  unsigned earliest(const Root &root) const;
+  std::pair<unsigned, unsigned> earliest(const Root &root) const;
   /// Whether a root's tasks read what the tasks of other heads hold: all of those are over by then.
   bool meetsHeads(const Root &root) const;
   llvm::SmallSetVector<unsigned, 8> needs(const Root &root) const;

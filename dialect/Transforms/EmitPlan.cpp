@@ -8,6 +8,14 @@ using kvp::AxisAttr;
 using kvp::NamedTensorType;
 using kvp::tensorOf;
 
+/// Queries of a block.
+static constexpr int64_t kBlock = 64;
+
+/// Whether a root's buffers hold a block of queries.
+static bool isOfRows(const Root &root) {
+  return root.key.rows && root.kind != Root::Merge && !root.leavesRows;
+}
+
 /// Axes as a buffer holds them, outermost first: head, the entries, what an entry has.
 static NamedTensorType memoryOrder(NamedTensorType type, const Root &root) {
   SmallVector<AxisAttr> head, entries, slots, rest;
@@ -15,10 +23,11 @@ static NamedTensorType memoryOrder(NamedTensorType type, const Root &root) {
     head.push_back(AxisAttr::get(type.getContext(), "head", AxisAttr::kDynamic, 0));
   for (AxisAttr axis : type.getAxes()) {
     StringRef base = axis.getName().rtrim('\'');
-    (base == "head"           ? head
-     : kvp::isEntryAxis(axis) ? entries
-     : base == "slot"         ? slots
-                              : rest)
+    bool row = isOfRows(root) && kvp::isAllQueries(axis);
+    (base == "head"                   ? head
+     : kvp::isEntryAxis(axis) && !row ? entries
+     : base == "slot"                 ? slots
+                                      : rest)
         .push_back(axis);
   }
   SmallVector<AxisAttr> axes(head);
@@ -133,24 +142,25 @@ void Program::declare(ImplicitLocOpBuilder &b) {
   for (Root &root : roots) {
     if (root.kind == Root::Select)
       continue;
+    kvplan::Scope scope = isOfRows(root) ? kvplan::Scope::Rows : kvplan::Scope::Call;
     if (root.kind == Root::Pack) {
-      root.buffer = buffer(tensorOf(root.rows), kvplan::Scope::Call);
+      root.buffer = buffer(tensorOf(root.rows), scope);
     } else if (root.kind == Root::Fold) {
       Root shape = root;
       shape.last = root.along;
       root.block = buffer(memoryOrder(tensorOf(root.contraction), shape), kvplan::Scope::Tile);
-      root.buffer = buffer(memoryOrder(tensorOf(root.value), root), kvplan::Scope::Call);
+      root.buffer = buffer(memoryOrder(tensorOf(root.value), root), scope);
     } else if (root.kind == Root::Statistics) {
       NamedTensorType type = tensorOf(root.value).without({root.key.over.getName()});
-      root.buffer = buffer(memoryOrder(type, root), kvplan::Scope::Call);
-      root.second = buffer(memoryOrder(type, root), kvplan::Scope::Call);
+      root.buffer = buffer(memoryOrder(type, root), scope);
+      root.second = buffer(memoryOrder(type, root), scope);
       if (root.keepsExponents)
-        root.factors = buffer(memoryOrder(tensorOf(root.value), root), kvplan::Scope::Call,
+        root.factors = buffer(memoryOrder(tensorOf(root.value), root), scope,
                               b.getI64IntegerAttr(root.tile()));
     } else if (root.inPlace) {
       root.buffer = roots[rootOf[root.value.getDefiningOp()->getOperand(1)]].buffer;
     } else {
-      root.buffer = buffer(memoryOrder(tensorOf(root.value), root), kvplan::Scope::Call);
+      root.buffer = buffer(memoryOrder(tensorOf(root.value), root), scope);
     }
   }
 }
@@ -165,31 +175,34 @@ Value Program::streamed(ImplicitLocOpBuilder &b, Value input, IRMapping &here, c
   return b.clone(*input.getDefiningOp(), own)->getResult(0);
 }
 
+static kvplan::Combine combineOf(kvp::Reduction kind) {
+  switch (kind) {
+  case kvp::Reduction::Max:
+    return kvplan::Combine::Max;
+  case kvp::Reduction::Min:
+    return kvplan::Combine::Min;
+  case kvp::Reduction::Any:
+    return kvplan::Combine::Any;
+  case kvp::Reduction::All:
+    return kvplan::Combine::All;
+  default:
+    return kvplan::Combine::Sum;
+  }
+}
+
 /// How a reduction combines, what it takes and where.
 std::tuple<kvplan::Combine, Value, Value> Program::emitCombine(ImplicitLocOpBuilder &b, Root &root,
                                                                IRMapping &here) {
   auto reduce = cast<kvp::ReduceOp>(root.value.getDefiningOp());
   Value x = evaluate(b, reduce.getInput(), here, root);
   Value where = reduce.getWhere() ? evaluate(b, reduce.getWhere(), here, root) : Value();
-  switch (reduce.getKind()) {
-  case kvp::Reduction::Max:
-    return {kvplan::Combine::Max, x, where};
-  case kvp::Reduction::Min:
-    return {kvplan::Combine::Min, x, where};
-  case kvp::Reduction::Any:
-    return {kvplan::Combine::Any, x, where};
-  case kvp::Reduction::All:
-    return {kvplan::Combine::All, x, where};
-  case kvp::Reduction::Count: {
+  if (reduce.getKind() == kvp::Reduction::Count) {
     auto number = [&](int64_t n) -> Value {
       return arith::ConstantOp::create(b, b.getI64IntegerAttr(n));
     };
     x = kvp::MapOp::create(b, kvp::Fn::Where, ValueRange{x, number(1), number(0)});
-    return {kvplan::Combine::Sum, x, where};
   }
-  default:
-    return {kvplan::Combine::Sum, x, where};
-  }
+  return {combineOf(reduce.getKind()), x, where};
 }
 
 /// The contraction of a root that stands for it and a factor of the host.
@@ -215,6 +228,16 @@ void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
   case Root::Accumulate: {
     auto [kind, x, where] = emitCombine(b, root, here);
     kvplan::AccumulateOp::create(b, kind, x, where, root.buffer);
+    break;
+  }
+  case Root::Merge: {
+    auto reduce = cast<kvp::ReduceOp>(root.value.getDefiningOp());
+    Value made = evaluate(b, root.value, here, root);
+    here.erase(root.value);
+    kvplan::Combine kind = combineOf(reduce.getKind());
+    bool vanishing = (kind == kvplan::Combine::Max || kind == kvplan::Combine::Min) &&
+                     rowLoops[root.key.rows - 1].causal && isVanishing(reduce);
+    kvplan::MergeOp::create(b, kind, made, root.buffer, vanishing);
     break;
   }
   case Root::Fold: {
@@ -338,24 +361,25 @@ LogicalResult Program::emit() {
   // Steps in order; of equal ones those of the last tasks first, selections last.
   struct Group {
     Step key;
-    unsigned step;
+    unsigned step, inner;
     int64_t leader;
     SmallVector<unsigned> roots;
   };
   std::vector<Group> groups;
   for (auto [i, root] : llvm::enumerate(roots)) {
     auto it = llvm::find_if(groups, [&](const Group &g) {
-      return g.key == root.key && g.step == root.step && g.leader == root.leader &&
-             root.key.kind != Step::Select && root.key.kind != Step::Order;
+      return g.key == root.key && g.step == root.step && g.inner == root.inner &&
+             g.leader == root.leader && root.key.kind != Step::Select &&
+             root.key.kind != Step::Order;
     });
     if (it == groups.end())
-      groups.push_back({root.key, root.step, root.leader, {unsigned(i)}});
+      groups.push_back({root.key, root.step, root.inner, root.leader, {unsigned(i)}});
     else
       it->roots.push_back(i);
   }
   auto order = [&](const Group &g) {
     return std::tuple(g.step, g.key.kind == Step::Select, g.key.space == kvplan::Space::Batch,
-                      g.roots.front());
+                      g.key.rows, g.inner, g.roots.front());
   };
   llvm::sort(groups, [&](const Group &a, const Group &c) { return order(a) < order(c); });
 
@@ -367,6 +391,15 @@ LogicalResult Program::emit() {
       scored = std::max(scored, roots[rootOf[v]].step);
 
   kvplan::TasksOp tasks;
+  kvplan::RowsOp rows; // the loop over blocks of queries that steps go to
+  unsigned loop = 0;   // its number
+  auto ofLoop = [&](unsigned number) {
+    SmallVector<unsigned> members;
+    for (auto [i, root] : llvm::enumerate(roots))
+      if (root.key.rows == number)
+        members.push_back(i);
+    return members;
+  };
   bool matrices = false; // whether these tasks packed those of a form
   auto emitScores = [&] {
     scoresLeft = false;
@@ -388,14 +421,18 @@ LogicalResult Program::emit() {
       continue;
     }
     IntegerAttr leader = group.leader ? b.getI64IntegerAttr(group.leader) : IntegerAttr();
-    bool meets = llvm::any_of(group.roots, [&](unsigned i) { return meetsHeads(roots[i]); });
-    bool afterMatrices = matrices && group.key.kind == Step::Pass;
+    bool inLoop = rows && loop && loop == group.key.rows;
+    bool meets = llvm::any_of(group.key.rows ? ofLoop(group.key.rows) : group.roots,
+                              [&](unsigned i) { return meetsHeads(roots[i]); }) &&
+                 !inLoop;
+    bool afterMatrices = matrices && group.key.kind == Step::Pass && !inLoop;
     if (!tasks || tasks.getSpace() != group.key.space || tasks.getLeaderAttr() != leader || meets ||
         afterMatrices) {
       matrices = false;
       b.setInsertionPointToEnd(body);
       tasks = kvplan::TasksOp::create(b, group.key.space, leader);
       b.createBlock(&tasks.getBody());
+      rows = {};
     }
     // What is made of matrices takes a while: all heads at once, before a sweep that holds so much
     // that it takes one after the other.
@@ -404,6 +441,15 @@ LogicalResult Program::emit() {
     for (unsigned i : group.roots)
       hostOperands(b, roots[i]);
     b.setInsertionPointToEnd(&tasks.getBody().front());
+    if (!group.key.rows) {
+      rows = {};
+    } else if (!rows || loop != group.key.rows) {
+      loop = group.key.rows;
+      rows = kvplan::RowsOp::create(b, kBlock, rowLoops[loop - 1].causal);
+      b.createBlock(&rows.getBody());
+    }
+    if (rows)
+      b.setInsertionPointToEnd(&rows.getBody().front());
     if (group.key.kind == Step::Pass) {
       int64_t tile = roots[group.roots.front()].tile();
       int64_t segment = 0;
@@ -436,7 +482,7 @@ LogicalResult Program::emit() {
     bool packed = llvm::any_of(
         users, [](Operation *user) { return isa<kvplan::PackOp, kvplan::PackFormOp>(user); });
     auto first = users.empty() ? kvplan::TasksOp() : in(*users.begin());
-    if (first && buffer.getScope() != kvplan::Scope::Tile &&
+    if (first && buffer.getScope() == kvplan::Scope::Call &&
         (packed || isWide(buffer.getType().getTensor())) &&
         llvm::all_of(users, [&](Operation *user) { return in(user) == first; }))
       buffer.setScope(kvplan::Scope::Task);

@@ -13,7 +13,7 @@ using kvp::tensorOf;
 AxisAttr kvpc::cut::entryAxis(NamedTensorType type) {
   AxisAttr found;
   for (AxisAttr axis : type.getAxes())
-    if (kvp::isEntryAxis(axis) && (!found || axis.getName() == "part"))
+    if (kvp::isEntryAxis(axis) && (!found || axis.getName() == "part" || kvp::isAllQueries(found)))
       found = axis;
   return found;
 }
@@ -144,6 +144,8 @@ static bool crossesHeads(Operation &op) {
 bool Program::mustHold(Value v) {
   NamedTensorType type = tensorOf(v);
   bool heavy = expensive(v) && (stored || !isUnbounded(type));
+  if (leavesRows.contains(v))
+    return true;
   unsigned users = 0;
   for (Operation *user : llvm::SmallPtrSet<Operation *, 4>(v.user_begin(), v.user_end())) {
     ++users;
@@ -226,14 +228,23 @@ unsigned Program::add(Root root) {
   return index;
 }
 
-/// Where a value is made: one sweep over its entries, for each row or each head.
-Step Program::keyOf(Value v) {
+/// Where a value is made: one sweep over its entries (or those `of` which it is made), for each
+/// row or each head.
+Step Program::keyOf(Value made, Value of) {
+  if (!of)
+    of = made;
   Step key;
-  NamedTensorType type = tensorOf(v);
-  key.space = type.hasAxis("head") || ownOfHeads(v) ? kvplan::Space::Head : kvplan::Space::Batch;
+  NamedTensorType type = tensorOf(of);
+  key.space = type.hasAxis("head") || ownOfHeads(of) ? kvplan::Space::Head : kvplan::Space::Batch;
   key.over = entryAxis(type);
+  if ((key.rows = rowsOf.lookup(made))) {
+    key.space = rowLoops[key.rows - 1].space;
+    if (key.over && kvp::isAllQueries(key.over))
+      key.over = {};
+  }
   key.kind = key.over ? Step::Pass : Step::Small;
-  if (auto partition = key.over ? kvplan::partitionOf(v, key.over.getName()) : kvp::PartitionOp()) {
+  if (auto partition =
+          key.over ? kvplan::partitionOf(of, key.over.getName()) : kvp::PartitionOp()) {
     auto alike = llvm::find_if(partitions, [&](kvp::PartitionOp other) {
       return other.getSize() == partition.getSize() && other.getWhole() == partition.getWhole() &&
              other.getFrom() == partition.getFrom() && other.getTo() == partition.getTo();
@@ -254,7 +265,7 @@ static std::pair<Value, Value> operandsOf(kvp::DotOp op) {
     auto input = a.getDefiningOp<kvp::InputOp>();
     if (!input || (input.getInput() != kvp::Input::Keys && input.getInput() != kvp::Input::Values))
       continue;
-    if (!entryAxis(tensorOf(b)))
+    if (AxisAttr axis = entryAxis(tensorOf(b)); !axis || kvp::isAllQueries(axis))
       stream = a, rows = b;
   }
   return {stream, rows};
@@ -270,11 +281,12 @@ static bool isThinned(Value stream) {
 }
 
 /// Rows of a contraction, held and packed.
-unsigned Program::holdRows(Value rows, StringRef along) {
+unsigned Program::holdRows(Value rows, unsigned loop, StringRef along) {
   Root pack{Root::Pack};
   pack.rows = rows;
   pack.along = along.str();
   pack.key.kind = Step::Small;
+  pack.key.rows = loop;
   auto direct = rows.getDefiningOp<kvp::InputOp>();
   if (!direct && !rootOf.contains(rows)) {
     Root held{Root::Store};
@@ -293,10 +305,11 @@ bool Program::holdContraction(kvp::DotOp op) {
     return false;
   AxisAttr query = tensorOf(rows).getAxis("query");
   bool several = tensorOf(rows).hasAxis("group") || query;
-  if (!several || (query && !query.isStatic()) || !tensorOf(rows).hasAxis("head"))
+  unsigned loop = rowsOf.lookup(op.getResult());
+  if (!several || (query && !query.isStatic() && !loop) || !tensorOf(rows).hasAxis("head"))
     return false;
 
-  unsigned packed = holdRows(rows);
+  unsigned packed = holdRows(rows, loop);
 
   Root contract{Root::Contract};
   contract.value = op.getResult();
@@ -319,7 +332,7 @@ bool Program::holdContraction(kvp::DotOp op) {
 /// A quadratic form, by the microkernel: its matrix is held, and packed.
 void Program::holdForm(kvp::FormOp op) {
   Root form{Root::Form};
-  form.after = {holdRows(op.getMatrix())};
+  form.after = {holdRows(op.getMatrix(), 0)};
   roots[form.after.front()].form = op;
   form.value = op.getResult();
   form.stream = op.getInput();
@@ -356,7 +369,7 @@ bool Program::holdFold(kvp::ReduceOp op) {
   if (keys && isThinned(stream))
     return false;
   Root fold{Root::Fold};
-  fold.after = {holdRows(rows, kUnbounded)};
+  fold.after = {holdRows(rows, 0, kUnbounded)};
   fold.value = op.getResult();
   fold.key = keyOf(fold.value);
   fold.stream = stream;
@@ -418,7 +431,7 @@ LogicalResult Program::holdOp(Operation &op) {
   }
   if (auto softmax = dyn_cast<kvp::SoftmaxOp>(op)) {
     root.kind = Root::Statistics;
-    root.key = keyOf(softmax.getInput());
+    root.key = keyOf(v, softmax.getInput());
     // A buffer that nobody else reads keeps the exponents, so that none is taken twice.
     Value x = softmax.getInput();
     if (auto it = rootOf.find(x); it != rootOf.end() && x.hasOneUse() && !stored)
@@ -443,11 +456,16 @@ LogicalResult Program::holdOp(Operation &op) {
     if (holdFold(reduce))
       return success();
     auto over = kvp::axisNames(reduce.getOver());
+    if (rowsOf.contains(v) && !hasAllQueries(v)) {
+      root.kind = Root::Merge;
+      add(root);
+      return success();
+    }
     if (llvm::any_of(over, [&](StringRef axis) {
           return kvp::isEntryAxis(tensorOf(reduce.getInput()).getAxis(axis));
         })) {
       root.kind = Root::Accumulate;
-      root.key = keyOf(reduce.getInput());
+      root.key = keyOf(v, reduce.getInput());
       root.key.over = tensorOf(reduce.getInput()).getAxis(over.front());
       root.key.kind = Step::Pass;
       add(root);
@@ -473,6 +491,7 @@ LogicalResult Program::holdOp(Operation &op) {
                                     raw.getType() == v.getType())
       root.inPlace = true;
   }
+  root.leavesRows = leavesRows.contains(v);
   add(root);
   return success();
 }
@@ -495,15 +514,22 @@ void Program::separateOrders() {
         continue;
       ImplicitLocOpBuilder b(op.getLoc(), &op);
       bool condition = tensorOf(v).getElementType().isInteger(1);
-      operand.set(
-          kvp::MapOp::create(b, condition ? kvp::Fn::Or : kvp::Fn::Maximum, ValueRange{v, v}));
+      Value copy =
+          kvp::MapOp::create(b, condition ? kvp::Fn::Or : kvp::Fn::Maximum, ValueRange{v, v});
+      if (unsigned loop = rowsOf.lookup(v); loop && !leavesRows.contains(v))
+        rowsOf[copy] = loop;
+      operand.set(copy);
     }
   }
 }
 
 LogicalResult Program::hold() {
+  if (failed(separateRows()))
+    return failure();
   separateOrders();
   for (Operation &op : press.getBody().front()) {
+    if (!rowLoops.empty() && isOnlyAsked(&op))
+      continue;
     if (auto topk = dyn_cast<kvp::TopkOp>(op))
       apart[topk.getResult().getType().getState()] =
           apart[topk.getCache().getType().getState()] ||

@@ -35,6 +35,13 @@ struct Decompose {
     return axis.rtrim('\'') == "slot" || kvplan::slotsAlong(x, axis);
   }
   bool isEntryAxis(Value x, StringRef name) { return kvp::isEntryAxis(typeOf(x).getAxis(name)); }
+  /// Whether an axis is that of all queries, beside entries: such values come in blocks of queries.
+  bool runsAlongQueries(Value x, StringRef name) {
+    return kvp::isAllQueries(typeOf(x).getAxis(name)) &&
+           llvm::any_of(typeOf(x).getAxes(), [](kvp::AxisAttr axis) {
+             return kvp::isEntryAxis(axis) && !kvp::isAllQueries(axis);
+           });
+  }
   Value isNaN(Value x) { return map(Fn::Ne, {x, x}); }
 
   /// How many entries a reduction takes, as a number or tensor of integers.
@@ -114,10 +121,12 @@ struct Decompose {
   /// Whether a buffer holds the entries of an axis one after another, each with its rows: what the
   /// primitive of softmax sweeps over.
   bool hasStatistics(Value x, StringRef axis) {
-    auto axes = llvm::make_filter_range(typeOf(x).getAxes(),
-                                        [](kvp::AxisAttr a) { return a.getName() != "head"; });
-    return (*axes.begin()).getName() == axis && isEntryAxis(x, axis) &&
-           llvm::none_of(llvm::drop_begin(axes), kvp::isEntryAxis);
+    return isEntryAxis(x, axis) && llvm::none_of(typeOf(x).getAxes(), [&](kvp::AxisAttr other) {
+             StringRef name = other.getName();
+             return name != axis && name != "head" &&
+                    (name.rtrim('\'') == "head" ||
+                     (kvp::isEntryAxis(other) && !kvp::isAllQueries(other)));
+           });
   }
 
   Value softmaxShort(Value x, StringRef axis, Value where) {
@@ -337,7 +346,8 @@ struct Decompose {
         .Case(
             [&](kvp::NormalizeOp n) { return normalize(n.getInput(), n.getAxis(), n.getWhere()); })
         .Case([&](kvp::SoftmaxOp s) -> Value {
-          if (!hasStatistics(s.getInput(), s.getAxis()))
+          if (!hasStatistics(s.getInput(), s.getAxis()) ||
+              runsAlongQueries(s.getInput(), s.getAxis()))
             return softmaxShort(asFloat(s.getInput()), s.getAxis(), s.getWhere());
           if (!s.getWhere())
             return {};

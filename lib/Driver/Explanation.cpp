@@ -73,6 +73,9 @@ std::string describe(mlir::Operation *op) {
       })
       .Case([](kvplan::WeightOp) { return std::string("softmax weights"); })
       .Case([](kvplan::RescaleOp) { return std::string("softmax weights from stored exponents"); })
+      .Case([](kvplan::MergeOp o) {
+        return (kvplan::stringifyCombine(o.getKind()) + " over the blocks of queries").str();
+      })
       .Case([](kvplan::PackOp) { return std::string("pack rows"); })
       .Case(
           [](kvplan::PackFormOp) { return std::string("pack matrices, one side of the diagonal"); })
@@ -125,7 +128,10 @@ private:
     notePrimitive(op);
     if (auto tasks = mlir::dyn_cast<kvplan::TasksOp>(op)) {
       for (mlir::Operation &inner : tasks.getBody().front())
-        step(&inner, tasks.getSpace());
+        if (auto rows = mlir::dyn_cast<kvplan::RowsOp>(inner))
+          loop(rows, tasks.getSpace());
+        else
+          step(&inner, tasks.getSpace());
     } else if (auto select = mlir::dyn_cast<kvplan::SelectOp>(op)) {
       selection(select);
     } else if (auto filter = mlir::dyn_cast<kvplan::FilterOp>(op)) {
@@ -140,9 +146,39 @@ private:
     }
   }
 
+  /// A loop over blocks of queries: each sweeps the entries, all or up to its last query.
+  void loop(kvplan::RowsOp rows, kvplan::Space space) {
+    auto size = static_cast<int64_t>(rows.getBlock());
+    int64_t n = std::max<int64_t>(out.shape.tokens, 1);
+    block = std::min(size, n);
+    blocks = (n + size - 1) / size;
+    int64_t swept = 0;
+    for (int64_t i = 0; i < blocks; ++i)
+      swept += rows.getCausal() ? std::min((i + 1) * size, n) : n;
+    for (mlir::Operation &inner : rows.getBody().front()) {
+      share = mlir::isa<kvplan::PassOp>(inner) ? double(swept) / double(blocks * n) : 1;
+      step(&inner, space);
+    }
+    block = 0;
+    blocks = 1;
+    share = 1;
+  }
+
+  /// What all blocks of queries take of an amount that is counted over all queries, if it has any.
+  int64_t ofBlocks(int64_t amount, TensorType type) const {
+    if (!block)
+      return amount;
+    bool queries = false, entries = false;
+    if (type)
+      for (kvp::AxisAttr axis : type.getAxes())
+        (kvp::isAllQueries(axis) ? queries : entries) |= kvp::isEntryAxis(axis);
+    return static_cast<int64_t>(double(amount * (queries ? 1 : blocks)) * (entries ? share : 1));
+  }
+
   void step(mlir::Operation *op, kvplan::Space space) {
     notePrimitive(op);
     Step step;
+    step.queries = block;
     step.space = kvplan::stringifySpace(space).str();
     if (auto order = mlir::dyn_cast<kvplan::OrderOp>(op)) {
       step.kind = "order";
@@ -172,7 +208,8 @@ private:
     if (auto input = mlir::dyn_cast<kvp::InputOp>(op)) {
       if (asksShape(input))
         return;
-      step.reads.push_back({kvp::stringifyInput(input.getInput()).str(), inputBytes(input, space)});
+      step.reads.push_back({kvp::stringifyInput(input.getInput()).str(),
+                            ofBlocks(inputBytes(input, space), input.getResult().getType())});
       return;
     }
     if (auto load = mlir::dyn_cast<kvplan::LoadOp>(op)) {
@@ -190,7 +227,7 @@ private:
       return;
     }
     step.work.push_back(describe(op));
-    step.flops += flopsOf(op, space);
+    step.flops += ofBlocks(flopsOf(op, space), workedOn(op));
     auto target = [&](mlir::Value buffer) {
       if (written.insert(buffer).second)
         writeBuffer(step, buffer, space);
@@ -210,6 +247,9 @@ private:
       target(pack.getBuffer());
     } else if (auto accumulate = mlir::dyn_cast<kvplan::AccumulateOp>(op)) {
       target(accumulate.getBuffer());
+    } else if (auto merge = mlir::dyn_cast<kvplan::MergeOp>(op)) {
+      readBuffer(step, merge.getBuffer(), space);
+      target(merge.getBuffer());
     } else if (auto statistics = mlir::dyn_cast<kvplan::StatisticsOp>(op)) {
       target(statistics.getMaximum());
       target(statistics.getInverse());
@@ -223,6 +263,19 @@ private:
     return llvm::all_of(input->getUsers(), [](mlir::Operation *user) {
       return mlir::isa<kvp::IndexOp, kvp::ExtentOp, kvp::RotaryOp>(user);
     });
+  }
+
+  /// A tensor that has the axes of an operation's work.
+  static TensorType workedOn(mlir::Operation *op) {
+    if (auto contract = mlir::dyn_cast<kvplan::ContractOp>(op))
+      return contract.getBuffer().getType().getTensor();
+    if (auto statistics = mlir::dyn_cast<kvplan::StatisticsOp>(op))
+      return statistics.getBuffer().getType().getTensor();
+    if (auto accumulate = mlir::dyn_cast<kvplan::AccumulateOp>(op))
+      return kvp::tensorOf(accumulate.getValue());
+    if (auto reduce = mlir::dyn_cast<kvp::ReduceOp>(op))
+      return reduce.getInput().getType();
+    return op->getNumResults() == 1 ? kvp::tensorOf(op->getResult(0)) : TensorType();
   }
 
   int64_t flopsOf(mlir::Operation *op, kvplan::Space space) {
@@ -284,10 +337,12 @@ private:
     return buffer.getDefiningOp<kvplan::BufferOp>().getName().str();
   }
   void readBuffer(Step &step, mlir::Value buffer, kvplan::Space space) {
-    step.reads.push_back({nameOf(buffer), bufferBytes(buffer, space)});
+    TensorType type = mlir::cast<kvplan::BufferType>(buffer.getType()).getTensor();
+    step.reads.push_back({nameOf(buffer), ofBlocks(bufferBytes(buffer, space), type)});
   }
   void writeBuffer(Step &step, mlir::Value buffer, kvplan::Space space) {
-    step.writes.push_back({nameOf(buffer), bufferBytes(buffer, space)});
+    TensorType type = mlir::cast<kvplan::BufferType>(buffer.getType()).getTensor();
+    step.writes.push_back({nameOf(buffer), ofBlocks(bufferBytes(buffer, space), type)});
   }
 
   void selection(kvplan::SelectOp op) {
@@ -353,17 +408,27 @@ private:
     if (isBlock(buffer))
       return;
     TensorType type = buffer.getResult().getType().getTensor();
-    bool perCall = buffer.getScope() != kvplan::Scope::Task;
+    bool rows = buffer.getScope() == kvplan::Scope::Rows;
+    bool perCall = buffer.getScope() != kvplan::Scope::Task && !rows;
     auto space = kvplan::Space::Batch;
-    for (mlir::Operation *user : buffer.getResult().getUsers())
+    int64_t queries = 0;
+    for (mlir::Operation *user : buffer.getResult().getUsers()) {
       if (auto tasks = user->getParentOfType<kvplan::TasksOp>())
         space = tasks.getSpace();
+      if (auto loop = user->getParentOfType<kvplan::RowsOp>(); loop && rows)
+        queries = static_cast<int64_t>(loop.getBlock());
+    }
     HeldBuffer held;
     held.name = buffer.getName().str();
     llvm::raw_string_ostream(held.type) << axesOf(type) << " " << type.getElementType();
     held.why = whyHeld(buffer.getResult());
     held.perCall = perCall;
     held.bytes = perCall ? costs.callBytes(buffer) : costs.taskBytes(buffer, space);
+    if (queries && llvm::any_of(type.getAxes(), kvp::isAllQueries)) {
+      queries = std::min(queries, out.shape.tokens);
+      held.bytes = held.bytes / std::max<int64_t>(out.shape.tokens, 1) * queries;
+      held.type += llvm::formatv(" of {0} queries", queries).str();
+    }
     out.buffers.push_back(std::move(held));
   }
 
@@ -378,7 +443,7 @@ private:
           statistics && statistics.getBuffer() != buffer)
         why = statistics.getFactors() == buffer ? "what turns a tile's exponents into weights"
                                                 : "a finished reduction";
-      if (mlir::isa<kvplan::AccumulateOp>(user))
+      if (mlir::isa<kvplan::AccumulateOp, kvplan::MergeOp>(user))
         why = "a finished reduction";
       if (auto pack = mlir::dyn_cast<kvplan::PackFormOp>(user); pack && pack.getBuffer() == buffer)
         why = "matrices of the quadratic form, packed for it";
@@ -437,6 +502,10 @@ private:
   PlanCosts costs;
   Explanation out;
   std::set<std::string> inputsUsed;
+  // The loop over blocks of queries that is read: queries of a block, blocks, share of the entries
+  // that a sweep takes.
+  int64_t block = 0, blocks = 1;
+  double share = 1;
 };
 
 int64_t sum(const std::vector<Traffic> &traffic) {

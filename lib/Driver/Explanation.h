@@ -26,6 +26,7 @@ struct Step {
   std::vector<std::string> work; ///< what happens in it, in order
   std::vector<Traffic> reads, writes;
   int64_t flops = 0;
+  int64_t queries = 0; ///< taken at a time, block after block; 0: no blocks
 };
 
 struct HeldBuffer {

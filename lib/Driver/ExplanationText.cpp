@@ -31,6 +31,8 @@ static void printStep(const Step &step, llvm::raw_ostream &os) {
     os << " over " << step.over;
   if (!step.space.empty())
     os << " for each " << (step.space == "head" ? "head" : "row");
+  if (step.queries)
+    os << ", " << step.queries << " queries at a time";
   os << ": " << (step.work.empty() ? "copy" : llvm::join(step.work, "; ")) << "\n";
   if (!step.reads.empty())
     os << "      reads " << list(step.reads) << "\n";
@@ -82,6 +84,7 @@ json::Value driver::toJson(const Explanation &e) {
     steps.push_back(json::Object{{"kind", step.kind},
                                  {"space", step.space},
                                  {"over", step.over},
+                                 {"queries", step.queries},
                                  {"work", json::Array(step.work)},
                                  {"reads", trafficJson(step.reads)},
                                  {"writes", trafficJson(step.writes)},

@@ -117,14 +117,6 @@ bool Evaluator::compatible(const Operand &a, const Operand &b, llvm::SMLoc loc) 
   return true;
 }
 
-bool Evaluator::refuseAllQueries(kvp::NamedTensorType type, llvm::SMLoc loc) {
-  kvp::AxisAttr query = type.getAxis("query");
-  if (!query || query.isStatic() || !type.hasAxis("token"))
-    return false;
-  notImplemented(loc, "attention of all queries");
-  return true;
-}
-
 bool Evaluator::unite(llvm::ArrayRef<Operand> operands, llvm::SMLoc loc, Tensor &out) {
   for (size_t i = 0; i < operands.size(); ++i)
     for (size_t j = 0; j < i; ++j)
@@ -269,7 +261,6 @@ Value Evaluator::mapValues(Fn fn, llvm::ArrayRef<Operand> operands, llvm::SMLoc 
     return Poison();
   if (out.has("head"))
     out.repeated = false;
-  refuseAllQueries(out.type(), loc);
   return out;
 }
 

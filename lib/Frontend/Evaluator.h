@@ -181,7 +181,6 @@ private:
   bool compatible(const Operand &a, const Operand &b, llvm::SMLoc loc);
   /// Axes and bookkeeping of the union, without a value.
   bool unite(llvm::ArrayRef<Operand> operands, llvm::SMLoc loc, Tensor &out);
-  bool refuseAllQueries(kvp::NamedTensorType type, llvm::SMLoc loc);
   /// The axis of heads whose choice decides what stands at an index of `axis`, or "".
   llvm::StringRef headsOf(const Tensor &tensor, llvm::StringRef axis) const;
   /// Whether the axis numbers what its name says; reports one that was renamed to it.

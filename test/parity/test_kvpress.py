@@ -170,6 +170,28 @@ def test_scorer(layers, name, layer, ratio):
     check(press, peers[name](compression_ratio=ratio), layers[layer])
 
 
+@pytest.mark.parametrize("ratio", [0.3, 0.75])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_observed_attention(layers, layer, ratio):
+    """kvpress takes the weights that a model's attention has held; ours makes them from queries."""
+    at = layers[layer]
+    groups = at.queries.shape[1] // at.keys.shape[1]
+    logits = at.queries @ at.keys.repeat_interleave(groups, 1).mT * at.module.scaling
+    causal = torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()
+    weights = logits.masked_fill(~causal, -torch.inf).softmax(-1)
+    peer = kvpress.ObservedAttentionPress(compression_ratio=ratio)
+    keys, values = at.keys.clone(), numbered(at.keys)
+    with torch.no_grad():
+        scores = peer.score(at.module, at.hidden, keys, values, weights, {})
+        _, kept = peer.compress(at.module, at.hidden, keys, values, weights, {})
+    press = kvpc.compile("observed_attention", **QUICK).press(drop=ratio)
+    (mine, protected), out = ours(press, at)
+    assert not protected.any()
+    size = scores.abs().amax(-1, keepdim=True)
+    assert ((mine - scores).abs() <= BOUND * size).all()
+    compare_sets(out.tokens, kept[..., 0].long().sort(-1).values, scores, BOUND * size)
+
+
 @pytest.mark.parametrize("window", [16, 33])
 def test_windows(layers, window):
     at = cut(layers[13], 120)

@@ -78,6 +78,7 @@ class Generator:
         self.length = "length"  # or, after heads kept different counts, a number
         self.many = True  # are there certainly some tokens: std of one is 0 / 0
         self.windows = (self.pick((1, 4, 17)),)  # one each: `query` has one extent in a program
+        self.all = random.Random(seed + 0.25).random() < 0.12  # all queries, not a window
 
     def chance(self, p):
         return self.draw.random() < p
@@ -106,13 +107,13 @@ class Generator:
             return plain
         if axes == ASKED:
             before = ".unrotated" if self.rare.random() < 0.15 else ""
-            return f"queries.last({self.pick(self.windows)}){before}"
+            return f"{self.asked()}{before}"
         if axes == PAID:
             call = self.pick(("attention", "attention", "logits"))
             where = (
                 f", where = {self.condition()}" if call == "attention" and self.chance(0.25) else ""
             )
-            return f"{call}(queries.last({self.pick(self.windows)}), keys{where})"
+            return f"{call}({self.asked()}, keys{where})"
         if axes == ("token",):
             return self.pick(
                 (
@@ -122,6 +123,8 @@ class Generator:
                     "sigmoid(position / 50 - 2)",
                 )
             )
+        if axes == ("query",) and self.all:
+            return "(index(query) / 50)"
         if axes == ("channel",):
             return "(index(channel) / channels)"
         if axes in (("head", "token"), ("head", "group", "token")) and self.rare.random() < 0.2:
@@ -138,6 +141,10 @@ class Generator:
         if axes == ("head", "channel") and self.weights and self.chance(0.3):
             return self.tensor_parameter(axes)
         return None
+
+    def asked(self):
+        window = self.pick(self.windows)
+        return "queries" if self.all else f"queries.last({window})"
 
     def scalar_parameter(self, kind):
         name = f"p{len(self.parameters)}"
@@ -232,6 +239,8 @@ class Generator:
         ]
         if "token" in have and not self.over_head:
             homes = [x for x in homes if "head" not in x or "head" in have]
+        if self.all and "query" in have:  # all queries go before heads
+            homes = [x for x in homes if "head" not in x or "head" in have]
         if not axes:
             homes = [("token",)]
         return self.pick(homes) if homes else None
@@ -243,6 +252,8 @@ class Generator:
         gone = [x for x in home if x not in axes]
         self.draw.shuffle(gone)
         # Some at once, some one after the other.
+        if self.all and "query" in gone:
+            gone.sort(key=lambda axis: axis == "head")
         cut = self.draw.randint(1, len(gone))
         first, rest = gone[:cut], gone[cut:]
         text = self.value(home, depth - 1)
@@ -270,7 +281,8 @@ class Generator:
     def by_along(self, axes, depth):
         inner = self.bracket(self.value(axes, depth - 1))
         axis = self.pick(axes)
-        if axis == "head" and "token" in axes and not self.over_head:
+        together = self.over_head and not (self.all and "query" in axes)
+        if axis == "head" and "token" in axes and not together:
             axis = "token"
         where = f", where = {self.condition()}" if axis == "token" and self.chance(0.4) else ""
         ways = [f".softmax({axis}{where})", f".normalize({axis}{where})"]
@@ -307,7 +319,7 @@ class Generator:
             return self.by_map(axes, depth)
         left = self.value(CACHE, depth - 1)
         if "group" in axes:
-            q = f"queries.last({self.pick(self.windows)}).{self.pick(('mean', 'max', 'sum'))}(query)"
+            q = f"{self.asked()}.{self.pick(('mean', 'max', 'sum'))}(query)"
         else:
             q = self.value(("head", "channel"), depth - 1)
         return self.pick(

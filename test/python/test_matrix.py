@@ -40,6 +40,7 @@ class Case:
     competing heads share a budget: a near tie in one may show in the counts of others
     rope      whether it turns by the model's rotary embedding
     unrotated whether it asks for all queries before their rotation
+    whole     whether it asks for all queries
     many      tokens of the longest test
     """
 
@@ -56,6 +57,7 @@ class Case:
     competing: bool = False
     rope: bool = False
     unrotated: bool = False
+    whole: bool = False
     many: int = 4096
 
 
@@ -110,6 +112,9 @@ CASES = {
         unrotated=True,
         many=1200,
     ),
+    # Sums over as many queries as there are tokens; the reference holds all of them at once.
+    "observed_attention": Case(5e-6, whole=True, arguments=HALF, many=1200),
+    "finch_score": Case(5e-6, whole=True, arguments=HALF | {"window": 40}, many=1200),
     "composed": Case(
         1e-6,
         window=16,
@@ -154,7 +159,9 @@ def pressed(tmp_path_factory):
 
 def call_of(case, rows, padding="right"):
     call = (
-        batch(rows, padding, None if case.unrotated else case.window) | case.call | new_state(case)
+        batch(rows, padding, None if case.unrotated or case.whole else case.window)
+        | case.call
+        | new_state(case)
     )
     if case.unrotated:
         call["unrotated_queries"] = call.pop("queries")

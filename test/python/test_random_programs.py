@@ -512,6 +512,92 @@ score m() = {
   let q = p.rename(part -> q)
   return p.mean(s).max(part) + p.std(s).sum(part) + q.mean(q, s) * position + q.rank(q, s).sum(q, s)
 }
+    # All queries and tokens: blocks of queries.
+    "all_queries": "score m() = attention(queries, keys).sum(query).mean(group) / (length - position)",
+    "all_queries_at_most": """
+score m() = attention(queries, keys).max(query, group) + (-attention(queries, keys)).max(query).min(group)
+""",
+    "all_queries_at_least": """
+score m() = 3 * attention(queries, keys).min(query).mean(group) + logits(queries, keys).max(query, group)
+""",
+    "all_queries_late": """
+score m() = attention(queries, keys).mean(query, where = index(query) >= 3).sum(group) * 10
+  + attention(queries, keys, where = position % 3 == 0).mean(query, group)
+""",
+    "all_queries_twice": """
+score m() = {
+  let a = attention(queries, keys)
+  return a.std(query).mean(group) + (a * a.normalize(query)).sum(query).max(group)
+}
+""",
+    "all_queries_along_tokens": """
+score m() = {
+  let a = attention(queries, keys)
+  let spread = -(a * log(a + 0.001)).sum(token)  # [head, group, query]
+  return (a * spread).sum(query).mean(group) + spread.mean(query, group) * keys.norm(channel)
+    + a.max(token).std(query).sum(group) * position / length
+}
+""",
+    "all_queries_pooled": """
+score m() = attention(queries, keys).avg_pool(token, 5).max(query).mean(group)
+  + attention(queries, keys).mean(group).shift(token, 2, fill = 0.5).sum(query)
+""",
+    "all_queries_over_parts": """
+press m() = attention(queries, keys).partition(token, 16).max(slot).sum(query).mean(group) |> topk(drop(0.5))
+""",
+    "all_queries_of_survivors": """
+press a() = keys.norm(channel) |> topk(drop(0.4))
+press m() = compose(a(), attention(queries, keys).sum(query).mean(group) |> topk(drop(0.5)))
+""",
+    "all_queries_in_two_stages": """
+press a() = attention(queries, keys).sum(query).mean(group) |> topk(drop(0.3))
+press b() = (attention(queries, keys) * values.norm(channel)).max(query).mean(group) |> topk(drop(0.5))
+press m() = compose(a(), b())
+""",
+    "all_queries_of_runs": """
+press m() = compose(
+  attention(queries, keys).sum(query, group, head) |> chunk(20) |> topk(drop(0.4)),
+  attention(queries, keys).std(query).mean(group).protect(position > length - 4) |> topk(drop(0.5)),
+)
+""",
+    "all_queries_of_thinned_keys": """
+press t() = (keys ** 2).mean(token) |> topk(keep(9))
+press m() = compose(t(), attention(queries, keys).sum(query, group) |> topk(drop(0.5)))
+""",
+    "all_queries_after_work": """
+score m() = {
+  let q = queries * (1 + index(channel) / channels) - queries.mean(group)
+  return attention(q, keys * 0.5).max(query).sum(group) + attention(queries.unrotated, values).sum(query, group) / 9
+}
+""",
+    "all_queries_of_all_heads": """
+score m() = attention(queries, keys).sum(query, head).mean(group) + attention(queries.mean(head), keys.mean(head)).sum(query, group)
+""",
+    "all_queries_weighed": """
+score m() = (attention(queries, keys) * values.norm(channel) / (1 + index(query))).sum(query, group)
+  + (attention(queries, keys) * keys.mean(channel).softmax(token)).max(query).mean(group) * 50
+""",
+    "all_queries_counted": """
+score m() = {
+  let a = attention(queries, keys)
+  return (a > 0.02).count(query).mean(group) / 100 + where((a > 0.3).any(query, group), 1, 0) + keys.norm(channel)
+}
+""",
+    "all_queries_ranked": """
+score m() = {
+  let a = attention(queries, keys)
+  return where(a.rank(token) < 4, a, 0).sum(query, group) + a.cumsum(token).mean(query, group)
+}
+""",
+    "softmax_of_all_queries": "score m() = logits(queries, keys).softmax(query).max(query).mean(group)",
+    "answers_of_all_queries": """
+score m() = {
+  let o = (attention(queries, keys) * values).sum(token)  # [head, group, query, channel]
+  return dot(o.mean(query, group), values, channel)
+}
+""",
+    "some_and_all_queries": """
+score m() = attention(queries.last(5), keys).mean(query, group) + attention(queries, keys).mean(query, group)
 """,
     "all_queries_without_tokens": """
 score m() = keys.norm(channel) * queries.std(query, group).mean(channel) + queries.max(query).sum(group, channel)
