@@ -791,7 +791,7 @@ Value Kernel::load(const Row &row, Value buffer, const Indices &at) {
   if (auto every = buffer.getDefiningOp<kvplan::BufferOp>().getEvery())
     for (auto &&[term, axis] :
          llvm::zip(terms, cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes()))
-      if (StringRef name = axis.getName(); name == "token" || name == "part") {
+      if (kvplan::isEntryAxis(buffer.getDefiningOp<kvplan::BufferOp>(), axis)) {
         Value tile = indexValue(term.first);
         tile = e.isVector(tile) ? arith::DivSIOp::create(e, tile, e.spread(e.constant(*every)))
                                 : e.div(tile, e.constant(*every));

@@ -328,7 +328,9 @@ LogicalResult Program::separateRows() {
   std::vector<Placed> order;
   for (Operation &op : block.without_terminator()) {
     Value v = resultOf(op);
-    bool late = v && hasAllQueries(v) && !isMatrix(v) && looped.contains(v);
+    // What is made of a block is there for others once the loop is over.
+    bool late = v && hasAllQueries(v) && !isMatrix(v) && looped.contains(v) &&
+                llvm::none_of(op.getOperands(), [&](Value u) { return takesWhole(&op, u); });
     order.push_back({op.getNumResults() ? level[op.getResult(0)] + late : 0, 0, &op});
     if (!op.getNumResults())
       for (Value u : op.getOperands())

@@ -589,6 +589,11 @@ score m() = {
   return where(a.rank(token) < 4, a, 0).sum(query, group) + a.cumsum(token).mean(query, group)
 }
 """,
+    "softmax_along_queries": """
+score m() = keys.norm(channel) * queries.norm(channel).softmax(query).max(query, group) * 100
+  + (attention(queries, keys) * queries.norm(channel).softmax(query)).sum(query, group) * 100
+  + (attention(queries, keys).max(token).softmax(query) * attention(queries, keys)).sum(query, group) * 100
+""",
     "softmax_of_all_queries": "score m() = logits(queries, keys).softmax(query).max(query).mean(group)",
     "answers_of_all_queries": """
 score m() = {
