@@ -117,6 +117,8 @@ int driver::compileCommand(const opt::InputArgList &options) {
   if (!readCompileInput(options, *source, input))
     return kUsage;
   std::string path = outputPath(options, *source, *emit);
+  if (llvm::sys::fs::equivalent(path, source->path))
+    return usageError("`-o " + path + "` is the program itself; name another file");
   if (*emit == Emit::Ast) {
     std::string text;
     llvm::raw_string_ostream os(text);

@@ -66,6 +66,10 @@ llvm::Expected<Source> driver::readSource(llvm::StringRef argument) {
     auto buffer = readFile(argument);
     if (!buffer)
       return buffer.takeError();
+    if ((*buffer)->getBuffer().starts_with("\177ELF"))
+      return llvm::createStringError("`" + argument +
+                                     "` is a compiled module, not a program; `kvpc inspect` says "
+                                     "what is in it [kvpc-program]");
     return Source{argument == "-" ? "<stdin>" : argument.str(), (*buffer)->getBuffer().str(), ""};
   }
   if (named)

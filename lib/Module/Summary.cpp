@@ -139,10 +139,10 @@ bool joinsChannels(kvp::PressOp press) {
       for (kvp::AxisAttr axis : llvm::make_filter_range(type.getAxes(), isChannel))
         set(argument, axis.getName(), Keys);
   for (Operation &op : press.getBody().front()) {
-    std::map<std::string, int> met;
+    std::map<std::string, int> met; // an axis may have had another name
     for (Value operand : op.getOperands())
       if (auto type = typeOf(operand))
-        for (kvp::AxisAttr axis : llvm::make_filter_range(type.getAxes(), isChannel))
+        for (kvp::AxisAttr axis : type.getAxes())
           met[axis.getName().str()] |= get(operand, axis.getName());
     if (auto topk = dyn_cast<kvp::TopkOp>(op); topk && topk.getElementAxis() == "channel")
       met["channel"] |= Keys;
@@ -152,17 +152,17 @@ bool joinsChannels(kvp::PressOp press) {
     auto rename = dyn_cast<kvp::RenameOp>(op);
     for (Value result : op.getResults())
       if (auto type = typeOf(result))
-        for (kvp::AxisAttr axis : llvm::make_filter_range(type.getAxes(), isChannel)) {
+        for (kvp::AxisAttr axis : type.getAxes()) {
           StringRef name = axis.getName();
-          if (input)
+          if (!input)
+            set(result, name,
+                met[(rename && name == rename.getTo() ? rename.getFrom() : name).str()]);
+          else if (isChannel(axis))
             set(result, name,
                 input.getInput() == kvp::Input::Values ||
                         input.getInput() == kvp::Input::Output_weight
                     ? Values
                     : Keys);
-          else
-            set(result, name,
-                met[(rename && name == rename.getTo() ? rename.getFrom() : name).str()]);
         }
   }
   return false;

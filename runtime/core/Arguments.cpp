@@ -155,8 +155,10 @@ Result<std::vector<Value>> kvpc::runtime::bindArguments(const PressHeader &press
     for (auto &[other, unused] : values)
       if (other == parameter)
         return Error{ErrorCode::Parameter,
-                     "`" + parameter->name + "` is given twice; give one of `drop`, `keep` and `" +
-                         parameter->name + "`"};
+                     "`" + parameter->name + "` is given twice; give it once" +
+                         (parameter->type == "budget"
+                              ? ": one of `drop`, `keep` and `" + parameter->name + "`"
+                              : "")};
     if (auto error = check(*parameter, value))
       return *error;
     values.emplace_back(parameter, std::move(value));

@@ -229,11 +229,12 @@ Failure BoundPress::checkInputs(const Call &call) const {
                                        " inverse frequencies; keys of " +
                                        std::to_string(call.keys.size[3]) +
                                        " channels take at most half as many"};
-  if (!std::isfinite(call.ropeScaling) ||
+  if (!std::isfinite(call.ropeScaling) || call.ropeScaling == 0 ||
       !std::all_of(call.ropeFrequencies.begin(), call.ropeFrequencies.end(),
                    [](double x) { return std::isfinite(x); }))
     return Error{ErrorCode::Parameter, "`rope` has a NaN or an infinity among its inverse "
-                                       "frequencies and its scaling; need finite numbers"};
+                                       "frequencies and its scaling, or is scaled by 0; need "
+                                       "finite numbers"};
   for (int64_t row = 0; row < call.keys.size[0]; ++row) {
     int64_t length = call.lengths ? call.lengths[row] : call.keys.size[2];
     if (length < 0 || length > call.keys.size[2])

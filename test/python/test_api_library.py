@@ -287,3 +287,50 @@ def test_example_without_python():
     )
     done = subprocess.run([example, module.path], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "-> [2, 2, 500, 64]" in done.stdout, done
+
+
+MEETING = """
+score product() = (keys * values).sum(channel)
+score angle() = cosine(keys, values, channel)
+score looks() = attention(queries.last(2), values).mean(query, group)
+score changed() = dot(values, keys.mean(token).rename(channel -> other).rename(other -> channel), channel)
+score apart() = keys.norm(channel) * values.norm(channel)
+press channels() = values.norm(token) |> topk(drop(0.5))
+"""
+
+
+def test_values_of_other_channels():
+    """Where keys and values meet along channels, they have as many; elsewhere any number."""
+    module = kvpc.compile(MEETING, **QUICK)
+    make = torch.Generator().manual_seed(0)
+    keys, queries = (torch.randn(1, h, 9, 16, generator=make) for h in (2, 4))
+    values = torch.randn(1, 2, 9, 24, generator=make)
+    for name in ("product", "angle", "looks", "changed", "channels"):
+        press = module.press(name)
+        asked = {"queries": queries} if "queries" in press.inputs else {}
+        for backend in ("compiled", "reference"):
+            with pytest.raises(kvpc.Error, match="16 and 24 channels.*as many") as raised:
+                press.compress(keys, values, **asked, backend=backend)
+            assert raised.value.code == "kvm-channels"
+    scores, _ = module.press("apart").scores(keys, values)
+    torch.testing.assert_close(scores, keys.norm(dim=-1) * values.norm(dim=-1))
+
+
+@pytest.mark.parametrize(
+    "kind, wrong, right, need",
+    [
+        ("int", 1.5, 2.0, "whole numbers"),
+        ("fraction", 1.0, 0.5, "fractions, at least 0 and less than 1"),
+        ("float in 0..1", 1.25, 1.0, "numbers, 0.0 at least, 1.0 at most"),
+    ],
+)
+def test_elements_of_weights(kind, wrong, right, need):
+    kind, _, bounds = kind.partition(" ")
+    source = f"score s(b: {kind}[head] {bounds}) = keys.norm(channel) * b"
+    module = kvpc.compile(source, **QUICK)
+    keys, values = torch.randn(2, 1, 2, 9, 16, generator=torch.Generator().manual_seed(0))
+    press = module.press("s", b=torch.tensor([right, wrong]))
+    with pytest.raises(kvpc.ArgumentError, match=f"`b` holds {wrong}; need {need}"):
+        press.scores(keys, values)
+    scores, _ = module.press("s", b=torch.tensor([right, right])).scores(keys, values)
+    torch.testing.assert_close(scores, keys.norm(dim=-1) * right)

@@ -570,3 +570,14 @@ def test_arguments_of_wrong_kinds():
             one.compress(keys, values.to("meta"), backend=backend)
     with pytest.raises(kvpc.InputError, match="`keys` are on meta"):
         one.compress(keys.to("meta"), values.to("meta"), backend="reference")
+
+
+def test_tensors_and_lengths_of_wrong_layouts():
+    keys, values = fake.cache(tokens=20)
+    one = last(5)
+    nested = torch.nested.nested_tensor([keys[0, 0], keys[0, 0, :3]])
+    for wrong in (nested, keys.to_sparse()):
+        with pytest.raises(kvpc.InputError, match="nested or sparse"):
+            one.compress(wrong, values)
+    with pytest.raises(kvpc.InputError, match="one a row"):
+        one.compress(keys, values, lengths=[[3]] * keys.shape[0])

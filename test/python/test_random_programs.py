@@ -512,6 +512,7 @@ score m() = {
   let q = p.rename(part -> q)
   return p.mean(s).max(part) + p.std(s).sum(part) + q.mean(q, s) * position + q.rank(q, s).sum(q, s)
 }
+""",
     # All queries and tokens: blocks of queries.
     "all_queries": "score m() = attention(queries, keys).sum(query).mean(group) / (length - position)",
     "all_queries_at_most": """

@@ -510,6 +510,11 @@ def _tensor(name, value):
                 "without it: their first axis is a batch already",
                 "kvm-unsupported",
             )
+        if value.is_nested or value.layout != torch.strided:
+            raise InputError(
+                f"`{name}` is a nested or sparse tensor; need a dense one, padded, with `lengths`",
+                "kvm-shape",
+            )
         return value
     raise InputError(f"`{name}` is a {type(value).__name__}; need a torch tensor", "kvm-dtype")
 
@@ -553,7 +558,7 @@ def _rows(name, value, batch):
         rows = torch.as_tensor(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         rows = None
-    if rows is None or rows.is_floating_point() or rows.dtype == torch.bool:
+    if rows is None or rows.dim() > 1 or rows.is_floating_point() or rows.dtype == torch.bool:
         raise InputError(f"`{name}` are {value!r}; need whole numbers, one a row", "kvm-dtype")
     return rows.to(torch.int64).reshape(-1)
 
