@@ -512,7 +512,7 @@ def _tensor(name, value):
             )
         if value.is_nested or value.layout != torch.strided:
             raise InputError(
-                f"`{name}` is a nested or sparse tensor; need a dense one, padded, with `lengths`",
+                f"`{name}` is not a dense tensor; need one, padded, with `lengths`",
                 "kvm-shape",
             )
         return value
