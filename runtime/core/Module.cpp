@@ -129,8 +129,12 @@ Result<std::shared_ptr<const Module>> Module::load(const std::string &path,
   module->fileDigest = std::move(fileDigest);
   module->contents = std::move(*header);
   module->contents.bytecode = {}; // of the file's bytes, which go
-  if (auto error = module->checkTargets(int(*level)))
-    return named(*error);
+  if (auto error = module->checkTargets(int(*level))) {
+    // Slower code is better than none.
+    *level = machineLevel();
+    if (isLevelForced() || module->checkTargets(int(*level)))
+      return named(*error);
+  }
   if (auto error = module->open(*bytes, int(*level)))
     return named(*error);
   return std::shared_ptr<const Module>(std::move(module));

@@ -1,6 +1,7 @@
 //===- Target.cpp - which code this machine runs ----------------------------------------------===//
 #include "Target.h"
 
+#include <algorithm>
 #include <cpuid.h>
 #include <cstdint>
 #include <cstdlib>
@@ -67,10 +68,20 @@ Level kvpc::runtime::machineLevel() {
   return level;
 }
 
-Result<Level> kvpc::runtime::chosenLevel() {
+Level kvpc::runtime::preferredLevel() {
+  static const bool intel = cpuid(0).b == 0x756e6547; // "Genu"
+  return intel ? std::min(machineLevel(), Level::V4) : machineLevel();
+}
+
+bool kvpc::runtime::isLevelForced() {
   const char *wanted = std::getenv("KVPC_TARGET");
-  if (!wanted || !*wanted)
-    return machineLevel();
+  return wanted && *wanted;
+}
+
+Result<Level> kvpc::runtime::chosenLevel() {
+  if (!isLevelForced())
+    return preferredLevel();
+  const char *wanted = std::getenv("KVPC_TARGET");
   Level level = levelNamed(wanted);
   if (level == Level::None)
     return Error{ErrorCode::Target, "the environment variable KVPC_TARGET is `" +

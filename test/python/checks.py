@@ -15,11 +15,13 @@ CAST = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 def best_target():
-    """The highest instruction set that this machine runs."""
-    flags = next(x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("flags"))
+    """The instruction set that this machine is fastest with."""
+    info = Path("/proc/cpuinfo").read_text()
+    flags = next(x for x in info.splitlines() if x.startswith("flags"))
     if "avx512bw" not in flags:
         return "x86-64-v3"
-    return "x86-64-v4+avx512bf16" if "avx512_bf16" in flags else "x86-64-v4"
+    has_pairs = "avx512_bf16" in flags and "GenuineIntel" not in info
+    return "x86-64-v4+avx512bf16" if has_pairs else "x86-64-v4"
 
 
 @dataclass

@@ -86,6 +86,10 @@ TEST(Module, TheFileMayGoOnceLoaded) {
 
 TEST(Target, ForcedLevels) {
   ASSERT_GE(int(machineLevel()), int(Level::V3));
+  if (!isLevelForced()) {
+    EXPECT_LE(int(preferredLevel()), int(machineLevel()));
+    EXPECT_EQ(*chosenLevel(), preferredLevel());
+  }
   {
     Environment lower("x86-64-v3");
     auto level = chosenLevel();

@@ -191,7 +191,7 @@ def load(path, digest=None):
     and that it neither needs libraries nor runs code by itself. Raises ModuleError otherwise.
 
     The environment variable KVPC_TARGET (`x86-64-v3`, `x86-64-v4`, `x86-64-v4+avx512bf16`) makes it
-    use the code of a lower level than the machine's.
+    use the code of that level, which the machine must have, instead of what it is fastest with.
     """
     path = _path(path)
     if not isinstance(digest, str | None):
