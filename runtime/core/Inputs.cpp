@@ -343,8 +343,9 @@ static Failure checkElements(const Parameter &parameter, const TensorRef &tensor
   const auto *x = static_cast<const float *>(tensor.data);
   const float *end = x + count;
   const float *wrong = std::find_if_not(x, end, [&](float v) {
-    return (!whole || v == std::floor(v)) && (!fraction || (v >= 0 && v < 1)) &&
-           (!parameter.min || v >= *parameter.min) && (!parameter.max || v <= *parameter.max);
+    return (!whole || (v == std::floor(v) && std::isfinite(v))) &&
+           (!fraction || (v >= 0 && v < 1)) && (!parameter.min || v >= *parameter.min) &&
+           (!parameter.max || v <= *parameter.max);
   });
   if (wrong == end)
     return {};
