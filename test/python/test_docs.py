@@ -109,3 +109,7 @@ def test_codes_of_calls_have_a_line():
     # Those of the hook are in a table of their own.
     hook = set(re.findall(r'"(hook-[a-z-]+)"', "".join(path.read_text() for path in sources)))
     assert set(re.findall(r"^\| `(hook-[a-z-]+)`", page, re.M)) == hook
+    saved = set(
+        re.findall(r'"(cache-[a-z-]+)"', (ROOT / "runtime/python/kvpc/saved.py").read_text())
+    )
+    assert set(re.findall(r"^\| `(cache-[a-z-]+)`", page, re.M)) == saved

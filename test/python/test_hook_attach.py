@@ -1,18 +1,20 @@
 """Attaching and leaving: what is refused, what is left behind, threads, nesting, exceptions."""
 
+import copy
 import gc
 import threading
+from contextlib import suppress
 
 import pytest
 import torch
 import transformers
 from model_oracle import close, oracle_logits
 from press_oracle import OraclePress
-from small_models import make, steps, text
+from small_models import greedy, make, steps, text
 from transformers import DynamicCache
 
 import kvpc.hook
-from kvpc.hook import HookError, attach
+from kvpc.hook import CROP_REMOVES, UNTIL_FINISH, HookError, attach
 
 torch.set_num_threads(1)
 
@@ -42,23 +44,105 @@ def test_leaving_restores_the_model():
     assert state(model) == before and model.get_decoder() not in kvpc.hook._hooks
 
 
-@pytest.mark.parametrize("where", ["press", "model"])
+def raiser(error):
+    def stop(*args, **kwargs):
+        raise error
+
+    return stop
+
+
+# torch calls hooks for the first kind alone
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("where", ["press", "model", "generate"])
 @torch.no_grad()
-def test_an_exception_leaves_the_model_as_it_was(where):
+def test_an_exception_leaves_the_model_as_it_was(where, error):
     model, ids, press = make(), text(30), OraclePress()
     before, plain = state(model), model(ids).logits
     if where == "press":
-        press.compress = lambda *args, **kwargs: 1 / 0
+        press.compress = raiser(error)
     else:
-        handle = model.model.layers[2].mlp.register_forward_hook(lambda *args: 1 / 0)
-    with pytest.raises(ZeroDivisionError), press(model):
-        model(ids)
-    if where == "model":
+        handle = model.model.layers[2].mlp.register_forward_hook(raiser(error))
+    with pytest.raises(error), press(model):
+        greedy(model, ids) if where == "generate" else model(ids)
+    assert model.config._attn_implementation == "sdpa" and not kvpc.hook._switched
+    if where != "press":
         handle.remove()
     gc.collect()
     model(ids)
-    assert state(model) == before and not kvpc.hook._switched
+    assert state(model) == before
     assert torch.equal(model(ids).logits, plain)
+
+
+@torch.no_grad()
+def test_an_exception_amid_the_compression_breaks_the_cache_alone():
+    """Ctrl-C after two of four layers: this cache is refused, another one served."""
+    model, press, cache, ids = make(), OraclePress("all"), DynamicCache(), text(60)
+    with press(model):
+        handle = model.model.layers[2].register_forward_pre_hook(raiser(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            model(ids[:, :40], past_key_values=cache)
+        handle.remove()
+        with pytest.raises(HookError, match="start again with a new cache"):
+            model(ids[:, 40:41], past_key_values=cache)
+        press.log.clear()
+        cache = DynamicCache()
+        got = [model(ids[:, :40], past_key_values=cache).logits, steps(model, cache, ids[:, 40:])]
+    close(torch.cat(got, 1), oracle_logits(model, press.log, ids, 40))
+    assert model.config._attn_implementation == "sdpa" and not kvpc.hook._switched
+
+
+@torch.no_grad()
+def test_an_exception_after_the_with():
+    """The next call puts right what Ctrl-C left; a model without the hook is refused its cache."""
+    model, cache, ids = make(), DynamicCache(), text(40)
+    before, plain = state(model), model(ids).logits
+    with OraclePress("all")(model):
+        model(ids, past_key_values=cache)
+    handle = model.model.layers[2].register_forward_pre_hook(raiser(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model(ids[:, :1], past_key_values=cache)
+    handle.remove()
+    assert torch.equal(model(ids).logits, plain)
+    assert model.config._attn_implementation == "sdpa" and not kvpc.hook._switched
+    with pytest.raises(HookError, match="a model without the hook"):
+        make()(ids[:, :1], past_key_values=cache)
+    del cache
+    gc.collect()
+    model(ids)
+    assert state(model) == before
+
+
+@torch.no_grad()
+def test_an_exception_ends_one_thread():
+    """Its forward is ended by who leaves the `with`; another model's, of one config object with it
+    and under way, goes on."""
+    models, press, ids = [make(seed=s) for s in (0, 1)], OraclePress("all"), text(60)
+    models[1].model.config = models[0].config
+    handle = models[0].model.layers[2].register_forward_pre_hook(raiser(SystemExit))
+    amid, go, got = threading.Event(), threading.Event(), []
+
+    def wait(*args):
+        amid.set(), go.wait(30)
+
+    models[1].model.layers[1].register_forward_pre_hook(wait)
+
+    def run(model, cache):
+        with torch.no_grad(), suppress(SystemExit):
+            got.append(model(ids[:, :40], past_key_values=cache).logits)
+
+    kept = DynamicCache()
+    with press(models[1]):
+        other = threading.Thread(target=run, args=(models[1], kept))
+        other.start(), amid.wait(30)
+        with OraclePress("all")(models[0]):
+            one = threading.Thread(target=run, args=(models[0], DynamicCache()))
+            one.start(), one.join()
+        assert models[0].config._attn_implementation == "kvpc_sdpa"
+        go.set(), other.join()
+        assert models[0].config._attn_implementation == "sdpa" and not kvpc.hook._switched
+        got.append(steps(models[1], kept, ids[:, 40:]))
+    handle.remove()
+    close(torch.cat(got, 1), oracle_logits(models[1], press.log, ids, 40))
 
 
 def test_nesting_is_an_error():
@@ -121,6 +205,132 @@ def test_calls_refused():
             model(text(40, 2), attention_mask=hole)
         with pytest.raises(HookError, match="the same side in every row"):
             model(text(40, 2), attention_mask=both)
+        model.config._attn_implementation = "flex_attention"
+        with pytest.raises(HookError, match="have flex_attention, need sdpa or eager; remedy"):
+            model(ids)
+        assert model.config._attn_implementation == "flex_attention"
+        model.config._attn_implementation = "eager"  # which is served
+        assert model(ids).past_key_values.layers[0].prefix is not None
+
+
+@torch.no_grad()
+def test_other_rows_refused():
+    model, ids = make(), text(40, 2)
+    with OraclePress("all")(model):
+        cache = model(ids).past_key_values
+    for rows in (ids[:1], ids[[0, 0, 1, 1]]):
+        with pytest.raises(HookError, match=rf"the cache has 2 rows, the input {len(rows)}; need"):
+            model(rows[:, :1], past_key_values=cache)
+    assert cache.get_seq_length() == 40
+    cache.batch_repeat_interleave(2)
+    steps(model, cache, ids[[0, 0, 1, 1], :3])
+
+
+@pytest.mark.parametrize("how", ["argument", "config", "model's config"])
+@pytest.mark.parametrize(
+    "name, value", [("prompt_lookup_num_tokens", 3), ("assistant_early_exit", 1), ("use_mtp", True)]
+)
+def test_candidates_refused(name, value, how):
+    """With the first forward they would be taken for the prompt."""
+    model, press, ids = make(), OraclePress(), text(40)
+    options, before = {"max_new_tokens": 2}, None
+    if how == "argument":
+        options[name] = value
+    else:
+        config = copy.deepcopy(model.generation_config)
+        setattr(config, name, value)
+        if how == "config":
+            options["generation_config"] = config
+        else:
+            model.generation_config = config
+    before = state(model)
+    with press(model):
+        with pytest.raises(kvpc.Unsupported, match=f"`{name}` feeds candidates .*; remedy: ") as e:
+            model.generate(ids, **options)
+        assert e.value.code == "hook-candidates" and not press.calls
+        assert model.generate(ids, max_new_tokens=2, **{name: None}).shape == (1, 42)
+    assert press.calls == 4
+    gc.collect()
+    model(ids)
+    assert state(model) == before
+
+
+def test_assistants_refused():
+    """Inside the `with`; after it, on the compressed cache, they change no token (5.23 reads the
+    prompt once more into any cache that it is given, a whole one too)."""
+    model, press, ids = make(), OraclePress("all"), text(10).repeat(1, 4)
+    assistant = make(num_hidden_layers=1, seed=3)
+    with press(model):
+        for args in ((), (None, None, None, None, None, assistant)):
+            options = {} if args else {"assistant_model": assistant}
+            with pytest.raises(kvpc.Unsupported, match="`generate` with `assistant_model`"):
+                model.generate(ids, *args, max_new_tokens=3, **options)
+        assert not press.calls
+        cache = greedy(model, ids, tokens=1).past_key_values
+    more = {"eos_token_id": [96]}
+    ids = torch.cat([ids, text(1, seed=7)], 1)
+    want = greedy(model, ids, past_key_values=copy.deepcopy(cache), **more).sequences
+    ways = {"assistant_model": assistant}, {"prompt_lookup_num_tokens": 3}
+    for way in ways if not CROP_REMOVES else ():
+        given = copy.deepcopy(cache)
+        out = greedy(model, ids, past_key_values=given, **more, **way)
+        assert torch.equal(out.sequences, want) and given.layers[0].sealed == 40
+
+
+@pytest.mark.parametrize("told", ["x", 2.5, True, False, 0, -1, float("nan"), [40]])
+def test_prompt_tokens_refused(told):
+    model = make()
+    before = state(model)
+    with pytest.raises(kvpc.ArgumentError, match=r"`prompt_tokens` is .*; need a positive") as e:
+        with attach(model, OraclePress(), prompt_tokens=told):
+            pass
+    assert e.value.code == "hook-prompt-tokens" and state(model) == before
+
+
+@torch.no_grad()
+def test_a_prompt_shorter_than_told_stays_whole():
+    model, press, ids = make(), OraclePress(), text(40)
+    with attach(model, press, prompt_tokens=torch.tensor(100)):
+        cache = model(ids).past_key_values
+    assert not press.log and cache.layers[0].keys.shape[2] == 40
+    close(steps(model, cache, ids[:, :2]), model(torch.cat([ids, ids[:, :2]], 1)).logits[:, 40:])
+
+
+@torch.no_grad()
+def test_finish_refused():
+    model, press, ids, caches = make(), OraclePress("all"), text(40), []
+    with attach(model, press, prompt_tokens=UNTIL_FINISH) as hook:
+        plain = DynamicCache()
+        with pytest.raises(HookError, match="holds nothing that LlamaForCausalLM read") as e:
+            hook.finish(plain)
+        assert e.value.code == "hook-finish"
+        make()(ids, past_key_values=plain)  # read without the hook
+        with pytest.raises(HookError, match="holds nothing that"):
+            hook.finish(plain)
+        with pytest.raises(HookError, match="cannot compress a NoneType: need a DynamicCache"):
+            hook.finish(None)
+        caches = [model(ids).past_key_values for _ in range(3)]
+        for mask in (torch.ones(1, 39, dtype=int), torch.ones(2, 40, dtype=int)):
+            with pytest.raises(
+                HookError, match=r"mask has shape .*; need .1, 40., rows and tokens"
+            ):
+                hook.finish(caches[0], mask)
+        with pytest.raises(HookError, match="need a 2D attention mask"):
+            hook.finish(caches[0], "left")
+        hook.finish(caches[0], torch.ones(1, 40, dtype=int))
+        hook.finish(caches[0])  # is finished
+        assert caches[0].layers[0].sealed == 40 and press.calls == 4
+        compress, press.compress = press.compress, raiser(KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            hook.finish(caches[1])
+        press.compress = compress
+        hook.finish(caches[1])  # nothing had been done
+        assert caches[1].layers[0].sealed == 40
+    with pytest.raises(HookError, match="no press is attached: the `with` has ended") as e:
+        hook.finish(caches[2])
+    assert e.value.code == "hook-finish" and caches[2].layers[0].prefix is None
+    with attach(make(), press) as other, pytest.raises(HookError, match="holds nothing that"):
+        other.finish(caches[2])
 
 
 @pytest.mark.parametrize(

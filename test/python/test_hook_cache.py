@@ -6,6 +6,7 @@ import io
 
 import pytest
 import torch
+import transformers
 from model_oracle import close, oracle_logits
 from press_oracle import OraclePress
 from small_models import greedy, make, steps, text
@@ -190,8 +191,33 @@ def test_other_files_are_no_caches(tmp_path):
     file.write_text("nothing")
     with pytest.raises(kvpc.Error, match="as safetensors"):
         kvpc.load_cache(file)
-    with pytest.raises(FileNotFoundError):
+    for said in ('{"version": 1}', '{"version": 1, "layers": [{"kind": "whole"}]}', "[1]"):
+        save_file({"a": torch.zeros(2)}, file, metadata={"kvpc_cache": said})
+        with pytest.raises(kvpc.Error, match=r"is damaged: KeyError|holds no saved cache"):
+            kvpc.load_cache(file)
+    with pytest.raises(kvpc.Error, match=r"cannot read `.*none`: there is no such file") as error:
         kvpc.load_cache(tmp_path / "none")
+    assert error.value.code == "cache-file"
+
+
+@torch.no_grad()
+def test_what_cannot_be_saved(tmp_path):
+    model, file = make(num_hidden_layers=2), tmp_path / "x.safetensors"
+    with OraclePress()(model):
+        cache = model(text(20)).past_key_values
+    static = transformers.StaticCache(config=model.config, max_cache_len=8)
+    for given, why, code in (
+        (None, "cannot save a NoneType; need a DynamicCache", "cache-type"),
+        (static, "cannot save a StaticCache; need a DynamicCache", "cache-type"),
+        (DynamicCache(), "the cache is empty", "cache-empty"),
+        (DynamicCache(config=model.config), "layer 0 of the cache is empty", "cache-empty"),
+    ):
+        with pytest.raises(kvpc.Error, match=why) as error:
+            kvpc.save_cache(given, file)
+        assert error.value.code == code and not file.exists()
+    with pytest.raises(kvpc.Error, match=r"cannot write `.*x/y`: ") as error:
+        kvpc.save_cache(cache, tmp_path / "x/y")
+    assert error.value.code == "cache-file"
 
 
 @torch.no_grad()

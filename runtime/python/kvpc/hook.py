@@ -16,6 +16,7 @@ kept lies in the past.
 
 import functools
 import inspect
+import operator
 import sys
 import threading
 import weakref
@@ -31,7 +32,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from . import library
 from .attend import attend, unrotate
 from .cache import Layer, Prefix
-from .errors import Error
+from .errors import ArgumentError, Error, Unsupported
 
 UNTIL_FINISH = float("inf")
 
@@ -40,6 +41,13 @@ SUPPLIED = {"queries", "unrotated_queries", "hidden", "output_weight", "rope"}
 
 # What a layer without a hook has in the place of a Link.
 UNLINKED = {"reading": False, "pending": False, "broken": False}
+
+# Attention implementations that we call in turn; ours are named by them.
+BASES, OURS = {"sdpa", "eager"}, "kvpc_"
+
+# Settings of generate() with which a forward holds candidates beside the prompt; any of them may be
+# rejected later, and the hook cannot tell them from the prompt. `use_mtp` is of 5.23.
+CANDIDATES = ("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 
 # Kinds of layers that transformers' configs name: compressed, and left alone.
 KINDS = {"full_attention", "sliding_attention"}
@@ -50,7 +58,7 @@ CROP_REMOVES = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parame
 _hooks = (
     weakref.WeakKeyDictionary()
 )  # decoder -> Hook, while a press is attached or a compressed cache lives
-_switched = {}  # id of a config -> (forwards under way, attention implementation without us)
+_switched = {}  # id of a config -> the forwards under way with it: (Hook.key, thread)
 _lock = threading.RLock()
 
 
@@ -163,7 +171,7 @@ class Link:
     hooks.
 
     pending: the prompt has not ended yet; reading: the hook is in charge of the forward under way;
-    broken: a forward failed amid the compression.
+    broken: a forward failed amid the compression, or is amid it.
     """
 
     def __init__(self, hook, pending):
@@ -211,7 +219,7 @@ class Step:  # Dynamo cannot build a SimpleNamespace
 
     def __init__(self, hook, cache, link, press, rows):
         self.hook, self.cache, self.link, self.press, self.rows = hook, cache, link, press, rows
-        self.embeddings = self.hidden = self.state = None
+        self.embeddings = self.hidden = self.state = self.thread = None
 
 
 def _register(base, base_mask):
@@ -230,12 +238,17 @@ def _register(base, base_mask):
         sealed = kwargs.get("local_size") is None and kwargs["kv_offset"] > 0
         return (sdpa_mask if sealed else base_mask)(**kwargs)
 
-    AttentionInterface.register("kvpc_" + base, attention)
-    AttentionMaskInterface.register("kvpc_" + base, mask)
+    AttentionInterface.register(OURS + base, attention)
+    AttentionMaskInterface.register(OURS + base, mask)
 
 
 _register("sdpa", sdpa_mask)
 _register("eager", eager_mask)
+
+
+def _base(config):
+    """The attention implementation that a config has without us."""
+    return str(config._attn_implementation).removeprefix(OURS)
 
 
 def _stash(module, args, kwargs):
@@ -258,7 +271,8 @@ class Hook:
                     f"cannot attach to {self.model}: it has no decoder layers", "hook-model"
                 )
         self.decoder, self.press, self.expected = weakref.ref(decoder), None, None
-        self.entered, self.refs = False, 0
+        self.entered, self.refs, self.key = False, 0, str(id(self))
+        self.under_way = {}  # thread -> the Link of its forward, weakly
         self.attention = [
             m for m in decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "scaling")
         ]
@@ -269,14 +283,14 @@ class Hook:
         self.order = {layer: number for number, layer in enumerate(full)}
         self.configs = list({id(m.config): m.config for m in [decoder, *self.attention]}.values())
         self.names = list(inspect.signature(decoder.forward).parameters)
-        bases = {_switched.get(id(c), (0, c._attn_implementation))[1] for c in self.configs}
+        bases = {_base(c) for c in self.configs}
         if not getattr(model, "_supports_attention_backend", False):
             why = "its attention does not go through transformers' AttentionInterface"
         elif not self.attention:
             why = "no attention modules found"
         elif all(self.sliding):
             why = "every layer has a sliding window: nothing to compress"
-        elif not bases <= {"sdpa", "eager"}:
+        elif not bases <= BASES:
             why = f"attention implementation: have {', '.join(sorted(bases))}, need sdpa or eager"
         elif getattr(decoder.config, "attn_logit_softcapping", None):
             why = "it caps attention logits"
@@ -315,19 +329,37 @@ class Hook:
                 for handle in self.handles:
                     handle.remove()
 
-    def switch(self, n):
-        """Our attention functions in or out; counted per config object, for models and threads may
-        share one."""
-        locked = not torch.compiler.is_compiling()
-        if locked:
-            _lock.acquire()
+    def switch(self, thread, on):
+        """Our attention functions in or out; told by forward and config object, for models and
+        threads may share one. To take out what is not in does nothing."""
+        if torch.compiler.is_compiling():
+            self.switch_alone(thread, on)
+        else:
+            with _lock:
+                self.switch_alone(thread, on)
+
+    def switch_alone(self, thread, on):
+        me = (self.key, thread)
         for config in self.configs:
-            count, base = _switched.pop(id(config), (0, config._attn_implementation))
-            config._attn_implementation = "kvpc_" + base if count + n else base
-            if count + n:
-                _switched[id(config)] = count + n, base
-        if locked:
-            _lock.release()
+            before = _switched.get(id(config), ())
+            users = tuple(user for user in before if user != me) + ((me,) if on else ())
+            if users:
+                _switched[id(config)] = users
+                config._attn_implementation = OURS + _base(config)
+            elif before:
+                config._attn_implementation = _base(config)
+                del _switched[id(config)]
+
+    def recover(self):
+        """Ends forwards that never came to `after`: torch calls it for every Exception, but not for
+        KeyboardInterrupt and SystemExit."""
+        alive = sys._current_frames()
+        for thread, link in list(self.under_way.items()):
+            if thread == threading.get_ident() or thread not in alive:
+                if link := link():
+                    link.reading = False
+                self.switch(thread, False)
+                self.under_way.pop(thread, None)
 
     def adopt(self, cache):
         """Make a cache ours: its full-attention layers, with what they hold."""
@@ -348,6 +380,8 @@ class Hook:
         return link
 
     def before(self, module, args, kwargs):
+        if not torch.compiler.is_compiling() and self.under_way:
+            self.recover()
         kwargs = {**dict(zip(self.names, args)), **kwargs}
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         if (
@@ -359,25 +393,28 @@ class Hook:
         ours = [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, KVLayer)]
         if cache is None or (self.press is None and not any(layer.prefix for layer in ours)):
             return None if torch.compiler.is_compiling() else self.tidy()
-        if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
-            raise HookError(
-                f"cannot compress a {type(cache).__name__}: need a DynamicCache, not offloaded",
-                "hook-cache",
-            )
-        if mask is not None and (isinstance(mask, dict) or mask.dim() != 2):
-            raise HookError(
-                "need a 2D attention mask (1 for real tokens), have a prepared one", "hook-mask"
-            )
+        _plain_cache(cache)
+        _plain_mask(mask)
+        for config in self.configs:
+            if _base(config) not in BASES:  # set since the hook was attached
+                raise HookError(
+                    f"attention implementation: have {_base(config)}, need sdpa or eager; remedy: "
+                    f"set the one that {self.model} had when the press was attached",
+                    "hook-model",
+                )
         link = ours[0].link if ours else None
         if getattr(link, "hook", None) is not self:  # new, loaded, or another instance's
             link = self.adopt(cache)
-        if link.broken:
-            raise HookError(
-                "compressing this cache failed half way; remedy: start again with a new cache",
-                "hook-cache-broken",
-            )
+        _whole_cache(link)
         ids = kwargs.get("input_ids")
         ids = kwargs["inputs_embeds"] if ids is None else ids
+        held = ours[0].keys if ours else None
+        if held is not None and held.shape[0] != ids.shape[0]:
+            raise HookError(
+                f"the cache has {held.shape[0]} rows, the input {ids.shape[0]}; need as many; "
+                "remedy: `batch_select_indices` or `batch_repeat_interleave` of the cache",
+                "hook-rows",
+            )
         past = cache.get_seq_length()
         end = past + ids.shape[1]
         if kwargs.get("cache_position") is not None:
@@ -387,19 +424,23 @@ class Hook:
         last = press is not None and end >= (self.expected or 0)
         if press and self.expected and mask is not None:  # chunks: 5.2 and 4.56 get these wrong
             kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:end]
-        kwargs["kvpc"] = Step(
-            self, cache, link, press, Rows(mask, ids.shape[0], end) if last else None
-        )
+        rows = Rows(mask, ids.shape[0], end) if last else None
+        step = kwargs["kvpc"] = Step(self, cache, link, press, rows)
+        if not torch.compiler.is_compiling():
+            step.thread = threading.get_ident()
+            self.under_way[step.thread] = weakref.ref(link)
         link.pending = link.pending and not last
-        link.reading = True
-        self.switch(1)
+        link.reading, link.broken = True, last
+        self.switch(step.thread, True)
         return (), kwargs
 
     def after(self, module, args, kwargs, output):
         if step := kwargs.get("kvpc"):
             step.link.reading = False
             step.link.broken = output is None and step.rows is not None
-            self.switch(-1)
+            self.switch(step.thread, False)
+            if step.thread is not None:
+                self.under_way.pop(step.thread, None)
 
     def capture(self, step, module, layer, query):
         """Keep what the press wants of a chunk of the prompt; compress at its end."""
@@ -475,20 +516,106 @@ class Hook:
     def finish(self, cache, attention_mask=None):
         """Compress a prompt that came in chunks and whose length was not told
         (prompt_tokens=UNTIL_FINISH)."""
+        if self.press is None:
+            raise HookError(
+                "no press is attached: the `with` has ended, or had none; remedy: call `finish` "
+                "inside `with kvpc.hook.attach(model, press, ...)`",
+                "hook-finish",
+            )
+        _plain_cache(cache)
+        _plain_mask(attention_mask)
         layers = [layer for layer in cache.layers if isinstance(layer, KVLayer)]
-        rows = Rows(attention_mask, layers[0].keys.shape[0], cache.get_seq_length())
-        step = Step(self, cache, layers[0].link, self.press, rows)
-        for module in self.attention:
-            layer = cache.layers[module.layer_idx]
-            if isinstance(layer, KVLayer) and layer.prefix is None:
-                self.compress(step, module, layer, layer.window)
-                layer.link.pending = False
+        link = layers[0].link if layers else None
+        if getattr(link, "hook", None) is not self or layers[0].keys is None:
+            raise HookError(
+                f"the cache holds nothing that {self.model} read inside this `with`; remedy: give "
+                "the cache that the model was called with",
+                "hook-finish",
+            )
+        _whole_cache(link)
+        shape = layers[0].keys.shape[0], cache.get_seq_length()
+        if attention_mask is not None and attention_mask.shape != shape:
+            raise HookError(
+                f"the attention mask has shape {list(attention_mask.shape)}; need {list(shape)}, "
+                "rows and tokens of the cache",
+                "hook-mask",
+            )
+        step = Step(self, cache, link, self.press, Rows(attention_mask, *shape))
+        try:
+            for module in self.attention:
+                layer = cache.layers[module.layer_idx]
+                if isinstance(layer, KVLayer) and layer.prefix is None:
+                    self.compress(step, module, layer, layer.window)
+                    link.pending = False
+        finally:
+            link.broken = len({layer.prefix is None for layer in layers}) > 1
+
+
+def _plain_cache(cache):
+    if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
+        raise HookError(
+            f"cannot compress a {type(cache).__name__}: need a DynamicCache, not offloaded",
+            "hook-cache",
+        )
+
+
+def _plain_mask(mask):
+    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2):
+        raise HookError(
+            "need a 2D attention mask (1 for real tokens), have a prepared one", "hook-mask"
+        )
+
+
+def _whole_cache(link):
+    if link.broken:
+        raise HookError(
+            "compressing this cache failed half way; remedy: start again with a new cache",
+            "hook-cache-broken",
+        )
 
 
 def _cache_wanted(model):
     """What generate() would make: static, quantized, ..., None for the default."""
     config = getattr(model, "generation_config", None)
     return getattr(config, "cache_implementation", None)
+
+
+def _setting(model, told, name):
+    """What generate() takes `name` to be: its own argument, or its configuration's, or the
+    model's."""
+    if name in told:
+        return told[name]
+    for config in (told.get("generation_config"), getattr(model, "generation_config", None)):
+        if (value := getattr(config, name, None)) is not None:
+            return value
+    return None
+
+
+def _refuse_candidates(model, told):
+    names = ["assistant_model"] if told.get("assistant_model") is not None else []
+    for name in names + [name for name in CANDIDATES if _setting(model, told, name)]:
+        raise Unsupported(
+            f"`generate` with `{name}` feeds candidates along with the prompt, and a press cannot "
+            "tell them apart; remedy: generate without it inside the `with`",
+            "hook-candidates",
+        )
+
+
+def _prompt_tokens(value):
+    """What `attach` is told of the prompt's length, checked."""
+    if value is None or (isinstance(value, float) and value == UNTIL_FINISH):
+        return value
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = 0
+    if number < 1:
+        raise ArgumentError(
+            f"`prompt_tokens` is {value!r}; need a positive whole number, or "
+            "kvpc.hook.UNTIL_FINISH, or None where a prompt comes in one call",
+            "hook-prompt-tokens",
+        )
+    return number
 
 
 def _amount(wanted):
@@ -520,10 +647,12 @@ def attach(model, press=None, prompt_tokens=None):
     """Compress every prompt that `model` sees with `press`, at its end.
 
     prompt_tokens: where a prompt ends that comes in several calls of the model, or UNTIL_FINISH:
-    then the yielded hook's `finish(cache)` says so. generate() needs neither. Without a press, only
-    caches that are compressed already (loaded ones, or another instance's) can be read. Compressed
-    caches stay readable after the `with`.
+    then the yielded hook's `finish(cache)` says so. A prompt that never gets as long as it was told
+    is not compressed. generate() needs neither. Without a press, only caches that are compressed
+    already (loaded ones, or another instance's) can be read. Compressed caches stay readable after
+    the `with`.
     """
+    prompt_tokens = _prompt_tokens(prompt_tokens)
     library.ops()  # attention's operator: a tracer cannot load a library
     with _lock:
         hook = Hook.of(model)
@@ -545,13 +674,15 @@ def attach(model, press=None, prompt_tokens=None):
     ]
     generate, own = getattr(model, "generate", None), "generate" in vars(model)
     if generate:
+        names = list(inspect.signature(generate).parameters)
 
         @functools.wraps(generate)
         def generate_in_chunks(inputs=None, generation_config=None, *args, **kwargs):
             # a forward cannot see where a prompt ends that generate() feeds in chunks
-            config = generation_config or model.generation_config
-            chunk = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-            if chunk and hook.expected is None:
+            told = dict(zip(names, (inputs, generation_config, *args))) | kwargs
+            if press is not None:
+                _refuse_candidates(model, told)
+            if _setting(model, told, "prefill_chunk_size") and hook.expected is None:
                 told = [inputs, *map(kwargs.get, ("input_ids", "inputs_embeds", "attention_mask"))]
                 hook.expected = max(x.shape[1] for x in told if x is not None)
             try:
@@ -568,6 +699,7 @@ def attach(model, press=None, prompt_tokens=None):
             model.generate = generate
         for handle in handles:
             handle.remove()
+        hook.recover()
         hook.press, hook.expected, hook.entered = None, None, False
         hook.retain(-1)
         hook.tidy()

@@ -20,14 +20,26 @@ class SavedCacheError(Error):
 def save_cache(cache, path):
     """Writes a compressed cache, with its logical positions."""
     from safetensors.torch import save_file
+    from transformers import DynamicCache
 
+    if type(cache) is not DynamicCache:
+        raise SavedCacheError(
+            f"cannot save a {type(cache).__name__}; need a DynamicCache, such as a model returns as "
+            "`past_key_values`",
+            "cache-type",
+        )
+    if not cache.layers:
+        raise SavedCacheError("the cache is empty; need one that a model has filled", "cache-empty")
     tensors, layers = {}, []
     for number, layer in enumerate(cache.layers):
         parts, said = _parts(number, layer)
         layers.append(said)
         tensors |= {f"{number}.{name}": x.detach().contiguous() for name, x in parts.items()}
     said = {"version": VERSION, "layers": layers}
-    save_file(tensors, path, metadata={"kvpc_cache": json.dumps(said)})
+    try:
+        save_file(tensors, path, metadata={"kvpc_cache": json.dumps(said)})
+    except Exception as error:  # safetensors has its own for what is an OSError elsewhere
+        raise SavedCacheError(f"cannot write `{path}`: {error}", "cache-file") from None
 
 
 def load_cache(path, device="cpu"):
@@ -47,22 +59,29 @@ def load_cache(path, device="cpu"):
             names = list(file.keys())
             tensors = {name: file.get_tensor(name) for name in names}
     except FileNotFoundError:
-        raise
+        raise SavedCacheError(
+            f"cannot read `{path}`: there is no such file", "cache-file"
+        ) from None
     except Exception as error:
         message = f"cannot read `{path}` as safetensors: {error}"
         raise SavedCacheError(message, "cache-file") from None
-    if said.get("version") != VERSION:
-        have = f"a cache of version {said['version']}" if "version" in said else "no saved cache"
+    version = said.get("version") if isinstance(said, dict) else None
+    if version != VERSION:
+        have = "no saved cache" if version is None else f"a cache of version {version}"
         raise SavedCacheError(
             f"`{path}` holds {have}; need version {VERSION}, as kvpc.save_cache writes it",
             "cache-file",
         )
     cache = DynamicCache()
     cache.layers = []
-    for number, layer in enumerate(said["layers"]):
-        start = f"{number}."
-        parts = {n.removeprefix(start): x for n, x in tensors.items() if n.startswith(start)}
-        cache.layers.append(unlinked_layer(layer, parts))
+    try:
+        for number, layer in enumerate(said["layers"]):
+            start = f"{number}."
+            parts = {n.removeprefix(start): x for n, x in tensors.items() if n.startswith(start)}
+            cache.layers.append(unlinked_layer(layer, parts))
+    except Exception as error:  # whatever is amiss in it
+        message = f"`{path}` is damaged: {type(error).__name__}: {error}; need it saved again"
+        raise SavedCacheError(message, "cache-file") from None
     return cache
 
 
