@@ -43,7 +43,7 @@ struct PressSummary {
   bool dropsTokens = false;
   bool dropsChannels = false;
   bool equalChannels = false; ///< keys' and values' channels meet, and so must be as many
-  int64_t reuse = 0;                                 ///< layers that share one choice, 0: none do
+  int64_t reuse = 0;          ///< layers that share one choice, 0: none do
   std::optional<std::vector<std::string>> scoreAxes; ///< of the returned score
   std::optional<int64_t> partSize;                   ///< tokens of one entry of axis `part`
 };

@@ -309,7 +309,7 @@ def test_values_of_other_channels():
         press = module.press(name)
         asked = {"queries": queries} if "queries" in press.inputs else {}
         for backend in ("compiled", "reference"):
-            with pytest.raises(kvpc.Error, match="16 and 24 channels.*as many") as raised:
+            with pytest.raises(kvpc.Error, match=r"16 and 24 channels.*as many") as raised:
                 press.compress(keys, values, **asked, backend=backend)
             assert raised.value.code == "kvm-channels"
     scores, _ = module.press("apart").scores(keys, values)

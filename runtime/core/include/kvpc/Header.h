@@ -91,7 +91,7 @@ struct PressHeader {
   bool uniform = false, ragged = false, dataCounts = false;
   bool dropsChannels = false, dropsTokens = true;
   bool equalChannels = false; // keys and values must have as many channels
-  int64_t reuse = 0; // layers that share one choice; 0: each chooses
+  int64_t reuse = 0;          // layers that share one choice; 0: each chooses
   std::vector<std::string> leaderInputs;
   std::optional<std::vector<std::string>> scoreAxes;
   std::vector<std::pair<std::string, int64_t>> scoreExtents;

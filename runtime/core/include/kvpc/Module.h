@@ -193,9 +193,9 @@ private:
   std::vector<std::vector<Entry>> entries; // per press, those this machine runs
 };
 
-/// The instruction set whose code modules run here: what the machine is fastest with, or the one that
-/// the environment variable KVPC_TARGET names. Empty where the machine runs none of them; an error if
-/// KVPC_TARGET names none, or one that this machine lacks.
+/// The instruction set whose code modules run here: what the machine is fastest with, or the one
+/// that the environment variable KVPC_TARGET names. Empty where the machine runs none of them; an
+/// error if KVPC_TARGET names none, or one that this machine lacks.
 Result<std::string_view> machineTarget();
 
 /// Entries that a budget keeps of n: `keep` as it is, drop(r) int(n * (1 - r)); then clamped
