@@ -498,13 +498,25 @@ void Kernel::pack(const Row &row, kvplan::PackOp op) {
     error(op, "packs an expression; it must be a host input or a buffer");
     return;
   }
-  Value rows = e.constant(1);
-  for (kvp::AxisAttr axis : load.getBuffer().getType().getTensor().getAxes())
-    if (axis.getName() != "head" && axis.getName() != "channel")
-      rows = e.mul(rows, bufferExtent(row, load.getBuffer(), axis.getName(), false));
-  Value q = elementBase(row, load.getBuffer());
-  e.call("kvpc_prim_pack_rows", {q, e.constant(KVPC_F32), e.constant(0), width, one, one, rows,
-                                 width, null, e.constantF32(1), keyType, e.constant(2), panels});
+  // Axes may stand on either side of the channels, where those beside them came later.
+  auto axes = load.getBuffer().getType().getTensor().getAxes();
+  Value count[2] = {e.constant(1), e.constant(1)}, stride[2] = {e.constant(0), one}, step = one;
+  bool after = false;
+  for (auto [i, axis] : llvm::enumerate(axes)) {
+    if (axis.getName() == "head")
+      continue;
+    Value apart = axisStride(row, load.getBuffer(), i);
+    if (axis.getName() == "channel") {
+      after = true;
+      step = apart;
+      continue;
+    }
+    count[after] = e.mul(count[after], bufferExtent(row, load.getBuffer(), axis.getName(), false));
+    stride[after] = apart;
+  }
+  e.call("kvpc_prim_pack_rows",
+         {elementBase(row, load.getBuffer()), e.constant(KVPC_F32), stride[0], stride[1], step,
+          count[0], count[1], width, null, e.constantF32(1), keyType, e.constant(2), panels});
 }
 
 /// Address of a buffer's first element for this task.

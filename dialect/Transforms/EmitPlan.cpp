@@ -19,15 +19,17 @@ static bool isOfRows(const Root &root) {
 /// Axes as a buffer holds them, outermost first: head, the entries, what an entry has.
 static NamedTensorType memoryOrder(NamedTensorType type, const Root &root) {
   SmallVector<AxisAttr> head, entries, slots, rest;
+  // All rows of a contraction lie together, those of other heads among them.
+  bool rows = root.kind == Root::Contract || root.kind == Root::Fold;
   if (root.ownOfHeads)
     head.push_back(AxisAttr::get(type.getContext(), "head", AxisAttr::kDynamic, 0));
   for (AxisAttr axis : type.getAxes()) {
     StringRef base = axis.getName().rtrim('\'');
     bool row = isOfRows(root) && kvp::isAllQueries(axis);
-    (base == "head"                   ? head
-     : kvp::isEntryAxis(axis) && !row ? entries
-     : base == "slot"                 ? slots
-                                      : rest)
+    ((rows ? axis.getName() : base) == "head" ? head
+     : kvp::isEntryAxis(axis) && !row         ? entries
+     : base == "slot"                         ? slots
+                                              : rest)
         .push_back(axis);
   }
   SmallVector<AxisAttr> axes(head);

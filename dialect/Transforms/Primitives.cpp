@@ -522,21 +522,29 @@ struct Primitives : kvpc::impl::KvpPrimitivesBase<Primitives> {
     PickedParts picked;
     for (Operation &op : llvm::make_early_inc_range(getOperation().getBody().front()))
       picked.visit(&op);
-    for (Operation &op : llvm::make_early_inc_range(getOperation().getBody().front()))
-      Decompose(&op).admitPresent(&op), Decompose(&op).spreadConditions(&op);
+    for (Operation &op : llvm::make_early_inc_range(getOperation().getBody().front())) {
+      Operation *here = &op;
+      if (isa<kvp::DotOp>(op)) // that along parts is a sum, which has a condition
+        if (Value sum = replace(op))
+          here = sum.getDefiningOp();
+      Decompose(here).admitPresent(here), Decompose(here).spreadConditions(here);
+    }
     // What a decomposition makes may need one itself (mean of several axes).
     for (bool changed = true; changed;) {
       changed = false;
-      for (Operation &op : llvm::make_early_inc_range(getOperation().getBody().front())) {
-        Value with = Decompose(&op).replacement(&op);
-        if (!with)
-          continue;
-        // Axes may stand in another order now; names are what counts.
-        op.getResult(0).replaceAllUsesWith(with);
-        op.erase();
-        changed = true;
-      }
+      for (Operation &op : llvm::make_early_inc_range(getOperation().getBody().front()))
+        changed |= bool(replace(op));
     }
+  }
+
+  static Value replace(Operation &op) {
+    Value with = Decompose(&op).replacement(&op);
+    if (!with)
+      return {};
+    // Axes may stand in another order now; names are what counts.
+    op.getResult(0).replaceAllUsesWith(with);
+    op.erase();
+    return with;
   }
 };
 

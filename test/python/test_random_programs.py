@@ -78,6 +78,36 @@ score m() = {
     + (keys - keys.rename(token -> token')).abs().max(token').sum(channel)
 }
 """,
+    # Rows of contractions with axes beside their channels, in any order.
+    "rows_with_an_axis_of_their_own": """
+score m() = {
+  let ahead = 1 + index([ahead: 7]) / 7
+  return dot(queries.last(3).mean(query) * ahead, keys, channel).max(ahead, group)
+    + (dot(keys, queries.last(2) * ahead, channel) * ahead).sum(group, query, ahead)
+    + dot(rotate(queries.unrotated.mean(query), seen + index([ahead: 3])), keys, channel).max(ahead).mean(group)
+}
+""",
+    "rows_of_other_heads": """
+score m() = dot(queries.last(3).rename(head -> head') * queries.last(3), keys, channel).max(group, head').mean(query)
+  + (attention(queries * (1 + index([two: 2])), keys) * (1 + index([two: 2]))).mean(two, query, group) * 50
+""",
+    "rows_normalised": """
+score m() = {
+  let step = index(group) + 1
+  let q = queries.last(3)
+  return (dot(q.softmax(group), keys, channel) * step).max(group).mean(query)
+    + (dot(q.normalize(query), keys, channel) * step).max(query).mean(group)
+    + (dot(q.rank(group) / 2 + q.cumsum(query), keys, channel) * step).sum(group, query)
+}
+""",
+    "dot_over_parts": """
+score m() = {
+  let k = keys.partition(token, 16)
+  let v = values.partition(token, 16)
+  return dot(k, v, part).max(slot).mean(channel) * position + cosine(k, v, part).min(slot).max(channel)
+    + dot(k, v, slot).max(part).sum(channel)
+}
+""",
     "heads_by_channel": "score m() = values.at(head, index(channel)).sum(channel)",
     "softmax_of_softmax": """
 score m() = attention(queries.last(3), keys).softmax(token).at(query, 2).sum(group)
@@ -788,7 +818,6 @@ def check_choice(press, call, out, given):
 
 
 def check(one, modules):
-    answers = []
     wanted = plain = None
     for level, module in zip(("O0", "O2"), modules):
         press = press_of(one, module)
@@ -804,19 +833,15 @@ def check(one, modules):
                 check_scores(press, call, given[0], wanted[0])
             except AssertionError as error:
                 raise AssertionError(f"-{level}: {error}") from None
-        answers.append((press, call, out, given))
-        same = plain is not None and (
-            given is None or all(same_bits(a, b) for a, b in zip(given, plain[1]))
-        )
-        if same and all(
-            same_bits(getattr(out, x), getattr(plain[0], x)) for x in ("tokens", "keys")
-        ):
+        # The choice that is right by -O0's scores is right by these, which are as near as may be.
+        parts = ("tokens", "channels", "lengths", "keys", "values")
+        if plain and all(same_bits(getattr(out, x), getattr(plain, x)) for x in parts):
             continue
         try:
             check_choice(press, call, out, given)
         except AssertionError as error:
             raise AssertionError(f"-{level}: {error}") from None
-        plain = (out, given)
+        plain = out
 
 
 @pytest.mark.parametrize("seed", range(COUNT))

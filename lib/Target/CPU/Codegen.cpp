@@ -108,7 +108,7 @@ std::unique_ptr<TargetMachine> createMachine(const CodegenOptions &options, std:
   target_options.DataSections = true;
   const LevelDescription &level = describe(options.level);
   CodeGenOptLevel effort =
-      options.optimization == 0 ? CodeGenOptLevel::Less : CodeGenOptLevel::Default;
+      options.optimization == 0 ? CodeGenOptLevel::None : CodeGenOptLevel::Default;
   return std::unique_ptr<TargetMachine>(target->createTargetMachine(
       triple, level.cpu, level.features, target_options, Reloc::PIC_, std::nullopt, effort));
 }

@@ -7,12 +7,12 @@ using namespace kvpc::test;
 namespace {
 
 /// Keys, and matrices of no symmetry, as the storage types round them.
-struct Problem {
+struct FormProblem {
   int64_t dtype, channels, forms, keyStride, total;
   std::vector<float> k, m;
   std::vector<uint16_t> halves;
 
-  Problem(int64_t dtype, int64_t channels, int64_t forms, int64_t total, int64_t gap)
+  FormProblem(int64_t dtype, int64_t channels, int64_t forms, int64_t total, int64_t gap)
       : dtype(dtype), channels(channels), forms(forms), keyStride(channels + gap), total(total),
         k(scores("normal", total * keyStride, 7)),
         m(scores("normal", forms * channels * channels, 3)) {
@@ -55,7 +55,7 @@ struct Problem {
 };
 
 void expectForm(int64_t dtype, int64_t channels, int64_t forms, int64_t tokens, bool byIds) {
-  Problem p(dtype, channels, forms, 2 * tokens + 3, channels % 3);
+  FormProblem p(dtype, channels, forms, 2 * tokens + 3, channels % 3);
   std::vector<int32_t> ids;
   for (int64_t t = 0; t < tokens; ++t)
     ids.push_back(int32_t(2 * t + (t > 4)));
@@ -99,7 +99,7 @@ TEST(Form, MoreChannelsThanABlockOfWidenedKeysHolds) {
 
 TEST(Form, ATokenDoesNotDependOnItsTile) {
   for (int64_t dtype : {KVPC_F32, KVPC_BF16, KVPC_F16}) {
-    Problem p(dtype, 80, 2, 300, 0);
+    FormProblem p(dtype, 80, 2, 300, 0);
     std::vector<float> all = p.form(nullptr, 300, 2, 2);
     for (int64_t t = 0; t < 300; t += 7) {
       std::vector<int32_t> one = {int32_t(t)};
@@ -110,7 +110,7 @@ TEST(Form, ATokenDoesNotDependOnItsTile) {
 }
 
 TEST(Form, AMatrixAndItsTransposeAreOneForm) {
-  Problem p(KVPC_F32, 96, 2, 40, 0);
+  FormProblem p(KVPC_F32, 96, 2, 40, 0);
   std::vector<float> one = p.form(nullptr, 40, 1, 2), other = p.form(nullptr, 40, 1, 2, true);
   ASSERT_EQ(std::memcmp(one.data(), other.data(), one.size() * 4), 0);
 }
