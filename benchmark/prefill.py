@@ -18,8 +18,8 @@ SIDES = ("kvpc", "kvpress")
 
 
 def measure(side, options):
-    """press (`none` among them) → seconds of its turns. The presses take turns, in an order that
-    turns round, so that what slows the machine for a while slows all."""
+    """press (`none` among them) → (seconds, processor's seconds) of its turns. The presses take turns,
+    in an order that turns round, so that what slows the machine for a while slows all."""
     import memory_case
     import torch
 
@@ -34,14 +34,15 @@ def measure(side, options):
     with torch.no_grad():
         for turn in range(options.repetitions + 1):
             for name in list(sides)[:: 1 if turn % 2 else -1]:
-                begin = time.perf_counter()
+                begin, used = time.perf_counter(), time.process_time()
                 if name == "none":
                     model.model(ids, use_cache=True)
                 else:
                     with sides[name].press(model):
                         model.model(ids, use_cache=True)
                 if turn:  # the first fills caches and allocators
-                    seconds[name].append(time.perf_counter() - begin)
+                    took = time.perf_counter() - begin, time.process_time() - used
+                    seconds[name].append(took)
     return seconds
 
 
@@ -52,17 +53,19 @@ def isolated(side, options):
 
 
 HEADER = (
-    "| press | of | prefill min / med, s | without, s | added to the min | to the median |\n"
-    "| --- | --- | --- | --- | --- | --- |"
+    "| press | of | prefill min / med, s | without, s | added to the min | processor, s "
+    "| without, s | added, median of turns |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
 
 def line(one):
-    mine, plain = one["seconds"], one["without"]
-    least, middle = (100 * (take(mine) / take(plain) - 1) for take in (min, statistics.median))
+    (mine, used), (plain, needed) = zip(*one["seconds"]), zip(*one["without"])
+    middle = statistics.median
+    added = 100 * (middle(a / b for a, b in zip(used, needed)) - 1)
     return (
-        f"| {one['press']} | {one['side']} | {min(mine):.3f} / {statistics.median(mine):.3f} "
-        f"| {min(plain):.3f} / {statistics.median(plain):.3f} | {least:+.1f} % | {middle:+.1f} % |"
+        f"| {one['press']} | {one['side']} | {min(mine):.2f} / {middle(mine):.2f} "
+        f"| {min(plain):.2f} / {middle(plain):.2f} | {100 * (min(mine) / min(plain) - 1):+.1f} % "
+        f"| {middle(used):.2f} | {middle(needed):.2f} | {added:+.1f} % |"
     )
 
 

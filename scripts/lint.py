@@ -153,13 +153,17 @@ def clang_tidy(root, build, logs, jobs):
 
 
 def checks(root, build, logs, jobs):
-    """Yields (name, passed, what to do) for each tool."""
-    tools = {"clang-format": clang_format, "clang-tidy": clang_tidy}
+    """(name, passed, what to do) of each tool; one that reads many files has company."""
+    tools = {"clang-tidy": clang_tidy, "clang-format": clang_format}
     tools |= {"ruff-check": ruff_check, "ruff-format": ruff_format}
     if sources(root, "presses/*.kv"):
         tools["kvpc-fmt"] = kvpc_format
-    for name, function in tools.items():
+
+    def checked(name):
         try:
-            yield name, *function(root, build, logs, jobs)
+            return name, *tools[name](root, build, logs, jobs)
         except (OSError, subprocess.SubprocessError, ValueError) as error:
-            yield name, False, f"{type(error).__name__}: {error}"
+            return name, False, f"{type(error).__name__}: {error}"
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(checked, tools))

@@ -141,24 +141,27 @@ def unit_suite():
     return settle("unit", results, 0, listing)
 
 
+def python_folder(folder):
+    report, log = LOGS / f"pytest-{folder}.xml", LOGS / f"pytest-{folder}.log"
+    report.unlink(missing_ok=True)
+    files = len(list((ROOT / "test" / folder).glob("test_*.py")))
+    code = run(
+        [sys.executable, "-m", "pytest", f"test/{folder}", f"--junitxml={report}"]
+        # A file is one process's: its fixtures compile once. conftest.py says in what order.
+        + ["-n", min(JOBS, files), "--dist", "loadfile", "--no-loadscope-reorder"],
+        log,
+        SUITE_LIMIT_S,
+        # Threads of OpenMP that wait would take the cores from the other process of the tests.
+        OMP_WAIT_POLICY="PASSIVE",
+    )
+    return settle(f"python:{folder}", from_junit("python", report), code, log)
+
+
 def python_suite():
     """One process per folder: test/parity imports kvpress, which patches what test/python tests."""
-    results = []
-    for folder in ("python", "parity"):
-        if not (ROOT / "test" / folder).is_dir():
-            continue
-        report, log = LOGS / f"pytest-{folder}.xml", LOGS / f"pytest-{folder}.log"
-        report.unlink(missing_ok=True)
-        code = run(
-            [sys.executable, "-m", "pytest", f"test/{folder}", f"--junitxml={report}"]
-            # A file is one process's: its fixtures compile once. conftest.py says in what order.
-            + ["-n", JOBS, "--dist", "loadfile", "--no-loadscope-reorder"],
-            log,
-            SUITE_LIMIT_S,
-            # Threads of OpenMP that wait would take the cores from the other process of the tests.
-            OMP_WAIT_POLICY="PASSIVE",
-        )
-        results += settle(f"python:{folder}", from_junit("python", report), code, log)
+    folders = [name for name in ("python", "parity") if (ROOT / "test" / name).is_dir()]
+    with ThreadPoolExecutor(len(folders)) as pool:
+        results = [r for found in pool.map(python_folder, folders) for r in found]
     return settle("python", results, 0, "test/python")
 
 

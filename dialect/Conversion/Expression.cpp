@@ -181,7 +181,20 @@ Value Kernel::compute(const Row &row, Value v, const Indices &at) {
         Value last = e.sub(n, like(1)), zero = like(0);
         Value clamped = e.max(e.min(index, last), zero);
         Index where = e.isVector(clamped) ? scattered(clamped) : Index{clamped, {}, false};
-        return value(row, o.getInput(), at.with(o.getAxis(), where));
+        Indices inner = at.with(o.getAxis(), where);
+        auto partition = kvplan::originOf(o.getInput(), o.getAxis());
+        auto range = partition.first.getDefiningOp<kvp::PartitionOp>();
+        if (!range || partition.second != "part" ||
+            !(range.getFrom() || range.getTo() || range.getWhole()))
+          return value(row, o.getInput(), inner);
+        // A range may hold no part: nothing may be read.
+        Value none = e.constantOf(o.getResult().getType().getElementType(), 0);
+        bool lanes = inner.hasLanes();
+        auto spread = [&](Value x) { return lanes ? e.spread(x) : x; };
+        Value parts = extent(row, o.getInput(), o.getAxis());
+        return e.choose(
+            e.less(e.constant(0), parts), [&] { return spread(value(row, o.getInput(), inner)); },
+            [&] { return spread(none); });
       })
       .Case<kvp::AvgPoolOp, kvp::MaxPoolOp, kvp::ShiftOp>(
           [&](auto o) { return pool(row, o.getOperation(), at); })

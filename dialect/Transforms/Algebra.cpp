@@ -249,7 +249,9 @@ private:
     SmallVector<StringRef> over = kvp::axisNames(op.getOver());
     if (op.getKind() != kvp::Reduction::Sum || op.getWhere() || over.size() > 2 ||
         !op.getInput().getType().getElementType().isF32() || !hasEntries(op.getInput()) ||
-        llvm::any_of(over, [](StringRef axis) { return axis.rtrim('\'') != "channel"; }))
+        llvm::any_of(over, [&](StringRef axis) {
+          return kvplan::originOf(op.getInput(), axis).second.rtrim('\'') != "channel";
+        }))
       return {};
     SmallVector<Value> factors, outside, small;
     factorsOf(op.getInput(), factors);

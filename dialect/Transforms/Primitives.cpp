@@ -229,13 +229,24 @@ struct Decompose {
       kvplan::Slots slots = kvplan::slotsAlong(x, slot);
       // Reductions know which slots there are; what is sorted lies in memory.
       bool inside = llvm::is_contained(along, slot);
-      if (!slots || slots.partition.getWhole() ||
-          (inside ? !isa<kvp::SortOp>(op) : !llvm::is_contained(along, slots.part)))
-        continue;
-      Value there = present(slots.partition, kvp::IndexOp::create(b, x, slots.part),
-                            kvp::IndexOp::create(b, x, slot));
-      where.assign(where.empty() ? there : map(Fn::And, {where[0].get(), there}));
+      Value there;
+      if (slots && !slots.partition.getWhole() &&
+          (inside ? isa<kvp::SortOp>(op) : llvm::is_contained(along, slots.part)))
+        there = present(slots.partition, kvp::IndexOp::create(b, x, slots.part),
+                        kvp::IndexOp::create(b, x, slot));
+      else if (kvp::PartitionOp one = inside && !slots ? slotsOfNoPart(x, slot) : nullptr)
+        there = present(one, integer(0), kvp::IndexOp::create(b, x, slot));
+      if (there)
+        where.assign(where.empty() ? there : map(Fn::And, {where[0].get(), there}));
     }
+  }
+
+  /// The partition of slots that are left of parts: a row shorter than a part has fewer of them.
+  static kvp::PartitionOp slotsOfNoPart(Value x, StringRef slot) {
+    bool picked = false;
+    auto [from, name] = kvplan::originOf(x, slot, &picked);
+    auto partition = from.getDefiningOp<kvp::PartitionOp>();
+    return partition && name == "slot" && !picked && !partition.getWhole() ? partition : nullptr;
   }
 
   /// What is put in order or selected has a condition for each of its elements: one over fewer axes

@@ -399,13 +399,20 @@ LogicalResult Program::separateRows() {
   });
   for (const Placed &placed : order)
     placed.op->moveBefore(block.getTerminator());
-  for (const Placed &placed : llvm::reverse(order)) {
-    Value v = resultOf(*placed.op);
-    if (v && placed.op->use_empty() && isPure(placed.op) &&
-        (hasAllQueries(v) || looped.contains(v))) {
+  // What was copied into a loop and is of use nowhere else; of that some stand before their
+  // operands.
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (Placed &placed : llvm::reverse(order)) {
+      Value v = placed.op ? resultOf(*placed.op) : Value();
+      if (!v || !placed.op->use_empty() || !isPure(placed.op) ||
+          !(hasAllQueries(v) || looped.contains(v)))
+        continue;
       rowsOf.erase(v);
       leavesRows.erase(v);
       placed.op->erase();
+      placed.op = nullptr;
+      changed = true;
     }
   }
   return success();

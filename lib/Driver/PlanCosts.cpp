@@ -11,6 +11,12 @@
 using namespace kvpc;
 using namespace kvpc::driver;
 
+/// Whether an axis of this name has an extent of its own, whatever was renamed.
+static bool isOwnName(llvm::StringRef name) {
+  return llvm::is_contained<llvm::StringRef>(
+      {"head", "group", "query", "token", "channel", "part", "slot", "layer", "feature"}, name);
+}
+
 PlanCosts::PlanCosts(kvplan::PipelineOp pipeline, kvp::PressOp givenPress,
                      const CostShape &givenShape)
     : shape(givenShape), press(givenPress) {
@@ -23,6 +29,14 @@ PlanCosts::PlanCosts(kvplan::PipelineOp pipeline, kvp::PressOp givenPress,
     kvp::AxisAttr axis = op.getInput().getType().getAxis(op.getAxis());
     partSizes.try_emplace(axis.getState(), op.getSize());
   });
+  auto rename = [&](auto op, llvm::StringRef from) {
+    kvp::AxisAttr before = op.getInput().getType().getAxis(from);
+    kvp::AxisAttr after = op.getResult().getType().getAxis(op.getTo());
+    if (!isOwnName(after.getName()))
+      renamed.try_emplace(after, before);
+  };
+  pipeline.walk([&](kvp::RenameOp op) { rename(op, op.getFrom()); });
+  pipeline.walk([&](kvp::SortOp op) { rename(op, op.getAxis()); });
   for (mlir::Operation &op : pipeline.getBody().front()) {
     if (auto selectOp = mlir::dyn_cast<kvplan::SelectOp>(op))
       select(selectOp);
@@ -53,6 +67,9 @@ void PlanCosts::select(kvplan::SelectOp op) {
 }
 
 int64_t PlanCosts::extent(kvp::AxisAttr axis) const {
+  for (size_t i = 0; i < renamed.size(); ++i) // one may be renamed again
+    if (auto before = renamed.find(axis); before != renamed.end())
+      axis = before->second;
   llvm::StringRef name = axis.getName().rtrim('\'');
   const StateSize &size = states.at(axis.getState());
   if (axis.isStatic())

@@ -63,6 +63,8 @@ private:
   /// Tokens of a part, by state of the axis.
   std::map<int64_t, int64_t> partSizes;
   llvm::StringSet<> weightAxes;
+  /// What an axis was before it was renamed or sorted.
+  llvm::DenseMap<kvp::AxisAttr, kvp::AxisAttr> renamed;
   llvm::DenseMap<mlir::Value, Amount> known;
 };
 

@@ -313,8 +313,8 @@ std::optional<Tensor> Evaluator::tensorWith(Name axis, Env &env, mlir::Location 
     return input(Input::Queries, current.cache, 1, loc);
   if (name == "query")
     return input(Input::Queries, current.cache, std::nullopt, loc);
-  if (name == "feature")
-    return input(Input::Hidden, current.cache, std::nullopt, loc);
+  if (name == "feature") // as many as `hidden` has
+    return input(Input::Output_weight, current.cache, std::nullopt, loc);
   // A weight's own axis, or that of a value computed before, in the order of the text.
   const Tensor *found = nullptr;
   auto look = [&](StringRef value) {

@@ -102,6 +102,7 @@ json::Object pressJson(kvp::PressOp press, llvm::ArrayRef<ModuleVariant> variant
       {"drops_tokens", summary.dropsTokens},
       {"drops_channels", summary.dropsChannels},
       {"equal_channels", summary.equalChannels},
+      {"shared_positions", summary.sharedPositions},
       {"reuse", summary.reuse},
       {"leader_inputs", names(summary.leaderInputs)},
       {"score_axes", summary.scoreAxes ? json::Value(names(*summary.scoreAxes)) : nullptr},

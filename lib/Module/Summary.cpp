@@ -102,8 +102,12 @@ void summarizeInputs(kvp::PressOp press, PressSummary &out) {
       continue;
     if (auto input = inputOf(&op))
       add(input->first, input->second, &op);
-    if (readsOriginalPositions(&op))
+    if (readsOriginalPositions(&op)) {
       add("original_positions", PressSummary::kAll, &op);
+      // Turned by positions, keys have as many as tokens; a condition of logits has each head's.
+      bool heads = cast<kvp::NamedTensorType>(op.getResult(0).getType()).hasAxis("head");
+      out.sharedPositions |= !isa<kvp::CausalOp>(op) && (!heads || isa<kvp::InputOp>(op));
+    }
   }
   if (out.reuse == 0)
     return;

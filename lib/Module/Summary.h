@@ -42,8 +42,9 @@ struct PressSummary {
   bool dataCounts = false; ///< counts depend on data
   bool dropsTokens = false;
   bool dropsChannels = false;
-  bool equalChannels = false; ///< keys' and values' channels meet, and so must be as many
-  int64_t reuse = 0;          ///< layers that share one choice, 0: none do
+  bool equalChannels = false;   ///< keys' and values' channels meet, and so must be as many
+  bool sharedPositions = false; ///< a token's original position is read as that of all heads
+  int64_t reuse = 0;            ///< layers that share one choice, 0: none do
   std::optional<std::vector<std::string>> scoreAxes; ///< of the returned score
   std::optional<int64_t> partSize;                   ///< tokens of one entry of axis `part`
 };

@@ -116,6 +116,7 @@ void readPress(Fields fields, const Header &header, PressHeader &out) {
   fields.read("drops_channels", out.dropsChannels);
   fields.read("drops_tokens", out.dropsTokens);
   fields.read("equal_channels", out.equalChannels);
+  fields.read("shared_positions", out.sharedPositions);
   fields.read("reuse", out.reuse, 0, maxExtent);
   fields.read("leader_inputs", out.leaderInputs);
   if (const Json *axes = fields.find("score_axes"); axes && !axes->is_null())

@@ -169,6 +169,32 @@ Failure checkOrder(const Call &call) {
   return {};
 }
 
+/// A press has one position for each token. `checkOrder` has seen them.
+Failure checkAlike(const Call &call, const std::string &press) {
+  const TensorRef &positions = call.originalPositions;
+  if (positions.rank == 2)
+    return {};
+  const auto *data = static_cast<const int64_t *>(positions.data);
+  const int64_t *step = positions.stride;
+  for (int64_t row = 0; row < positions.size[0]; ++row) {
+    int64_t length = call.lengths ? call.lengths[row] : call.keys.size[2];
+    int64_t start = call.padRight ? 0 : call.keys.size[2] - length;
+    for (int64_t head = 1; head < positions.size[1]; ++head)
+      for (int64_t n = start; n < start + length; ++n) {
+        const int64_t *at = data + row * step[0] + n * step[2];
+        if (at[0] != at[head * step[1]])
+          return Error{ErrorCode::Shape,
+                       "`original_positions` of row " + std::to_string(row) + " are " +
+                           std::to_string(at[0]) + " for head 0 and " +
+                           std::to_string(at[head * step[1]]) + " for head " +
+                           std::to_string(head) + "; `" + press +
+                           "` reads one position of a token: need the same for all heads, or "
+                           "compress each head by itself"};
+      }
+  }
+  return {};
+}
+
 /// Query heads of a KV head, as one input has them; 0: it does not say.
 int64_t groupsOf(const TensorRef &queries, int64_t heads) {
   return queries.given() ? queries.size[1] / heads : 0;
@@ -246,9 +272,13 @@ Failure BoundPress::checkInputs(const Call &call) const {
                                          std::to_string(row) + "; need at least its length, " +
                                          std::to_string(length)};
   }
-  if (call.originalPositions.given())
+  if (call.originalPositions.given()) {
     if (auto error = checkOrder(call))
       return error;
+    if (press->sharedPositions)
+      if (auto error = checkAlike(call, press->name))
+        return error;
+  }
   for (const QueryInput &input : queryInputs)
     if (input.tensor.given())
       if (auto error = checkEnough(input, call, *press))

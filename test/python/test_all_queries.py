@@ -112,6 +112,39 @@ def test_positions_of_an_older_cache(press):
     assert same_bits(mine, press.scores(**call)[0])
 
 
+def test_positions_of_each_head(monkeypatch, tmp_path):
+    """What heads have chosen apart lies at other positions: conditions of logits are each head's,
+    and what has no head is refused."""
+    monkeypatch.setenv("KVPC_CACHE", str(tmp_path))
+    source = """
+score causal() = attention(queries, keys).max(query, group)
+score plain() = keys.norm(channel) + original_position
+score turned() = keys.unrotated.max(channel)
+"""
+    module = kvpc.compile(source, **QUICK)
+    call = batch([row(30, seed=2)], window=None) | {"seen": 90}
+    positions = torch.stack([torch.arange(30) * 3, torch.arange(30) * 2 + 25])[None]
+    rope = {"rope": kvpc.Rope(1.0 / torch.arange(1, 9))}
+    scores, _ = module.press("causal", drop=0.5).scores(**call, original_positions=positions)
+    for head in range(2):
+        own = {k: call[k][:, head : head + 1] for k in ("keys", "values")}
+        own["queries"] = call["queries"].unflatten(1, (2, -1))[:, head]
+        alone, _ = module.press("causal", drop=0.5).scores(
+            **call | own, original_positions=positions[:, head : head + 1]
+        )
+        close(scores[:, head], alone[:, 0], 1e-6)
+    del call["queries"]
+    said = (
+        r"`original_positions` of row 0 are 0 for head 0 and 25 for head 1; .* same for all heads"
+    )
+    for name, more in (("plain", {}), ("turned", rope)):
+        press = module.press(name, drop=0.5)
+        with pytest.raises(kvpc.InputError, match=said):
+            press.compress(**call | more, original_positions=positions)
+        shared = positions[:, :1].expand(1, 2, 30)
+        press.compress(**call | more, original_positions=shared)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
 def test_threads(press, threads):
     """Whole heads for each thread, or its share of each sweep: the same bits."""

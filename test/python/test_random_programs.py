@@ -108,6 +108,27 @@ score m() = {
     + dot(k, v, slot).max(part).sum(channel)
 }
 """,
+    "slots_of_a_short_row": """
+score m() = {
+  let p = keys.norm(channel).partition(token, 64)  # one of the rows has 45
+  return (p.mean(part).mean(slot) + p.max(part).min(slot) + (p.mean(part) > 3).count(slot)
+    + (p.mean(part).rank(slot) * p.max(part)).sum(slot)) * position + p.mean(part).softmax(slot).max(slot)
+}
+""",
+    # No part lies in the range of a row of 45 tokens: nothing is read.
+    "picked_of_no_parts": """
+score m() = {
+  let p = keys.norm(channel).partition(token, 64, whole = true).mean(slot)
+  let q = values.partition(token, 7, from = 45).max(slot)
+  return p.at(part, int(position / 7)) + p.sort(part -> place).at(place, 1) + q.at(part, 1).sum(channel)
+    + keys.norm(channel).partition(token, 7, from = 50).at(slot, 2).at(part, 0)
+    + dot(q, keys.mean(token), channel).at(part, position % 3)
+}
+""",
+    "index_of_features": """
+score m() = dot(values, output_weight, channel).sum(feature, where = index(feature) % 2 == 0).mean(group)
+  + (dot(values, output_weight, channel) * index(feature)).max(feature, group) / extent(feature)
+""",
     "heads_by_channel": "score m() = values.at(head, index(channel)).sum(channel)",
     "softmax_of_softmax": """
 score m() = attention(queries.last(3), keys).softmax(token).at(query, 2).sum(group)

@@ -213,8 +213,9 @@ class Press:
                            yields nothing
         padding            "left" or "right" of the real tokens
         original_positions int64 [batch, head, token] or [batch, token], for caches that were
-                           compressed before: of real entries ascending, below `seen`; None:
-                           counted from the first real token
+                           compressed before: of real entries ascending, below `seen`; the same
+                           for all heads where a press reads them itself, as `original_position`
+                           or to unrotate keys; None: counted from the first real token
         seen               int or int64 [batch], tokens ever cached; None: `lengths`
         state              State of this forward pass, for presses that reuse a layer's choice
         backend            "compiled", or "reference": the interpreter of `kvpc run --reference`,

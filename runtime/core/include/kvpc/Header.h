@@ -90,8 +90,9 @@ struct PressHeader {
   Inputs inputs;
   bool uniform = false, ragged = false, dataCounts = false;
   bool dropsChannels = false, dropsTokens = true;
-  bool equalChannels = false; // keys and values must have as many channels
-  int64_t reuse = 0;          // layers that share one choice; 0: each chooses
+  bool equalChannels = false;   // keys and values must have as many channels
+  bool sharedPositions = false; // original positions must be the same for all heads
+  int64_t reuse = 0;            // layers that share one choice; 0: each chooses
   std::vector<std::string> leaderInputs;
   std::optional<std::vector<std::string>> scoreAxes;
   std::vector<std::pair<std::string, int64_t>> scoreExtents;
