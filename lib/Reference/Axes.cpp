@@ -29,6 +29,28 @@ Tensor kvpc::reference::rename(const Tensor &input, StringRef from, StringRef to
   return out;
 }
 
+std::shared_ptr<const Tensor> Cut::slots(int64_t extent, StringRef part, StringRef slot) const {
+  int64_t last = end(extent);
+  auto [first, n] = parts(extent);
+  if (n == 0 || first + n * size <= last)
+    return nullptr;
+  Tensor there({{part.str(), n}, {slot.str(), size}}, Element::Bool);
+  std::fill_n(there.bools.begin(), last - first, 1);
+  return std::make_shared<Tensor>(std::move(there));
+}
+
+/// Leaves out the parts of which a slot is missing: a head of fewer tokens has not the last one.
+static void keepWhole(Tensor &there) {
+  Rows rows(there, StringRef("slot"));
+  for (int64_t row = 0; row < rows.count(); ++row) {
+    bool whole = true;
+    for (int64_t i = 0; i < rows.length(); ++i)
+      whole &= there.bools[rows.at(row, i)] != 0;
+    for (int64_t i = 0; i < rows.length(); ++i)
+      there.bools[rows.at(row, i)] = whole;
+  }
+}
+
 Tensor kvpc::reference::partition(const Tensor &input, StringRef name, const Cut &cut) {
   int64_t extent = input.extent(name), end = cut.end(extent);
   auto [first, parts] = cut.parts(extent);
@@ -47,24 +69,18 @@ Tensor kvpc::reference::partition(const Tensor &input, StringRef name, const Cut
        grid{{"part", parts}, {"slot", cut.size}};
   std::vector<int64_t> fromOther = offsets(others, input), fromLine = offsets(line, input);
   std::vector<int64_t> toOther = offsets(others, out), toGrid = offsets(grid, out);
-  Tensor there(grid, Element::Bool);
-  for (int64_t i = 0; i < parts * cut.size; ++i) {
-    if (first + i >= end)
-      continue;
-    there.bools[i] = 1;
+  for (int64_t i = 0; i < parts * cut.size && first + i < end; ++i)
     for (size_t other = 0; other < fromOther.size(); ++other)
       out.copy(toOther[other] + toGrid[i], input, fromOther[other] + fromLine[first + i]);
-  }
   std::shared_ptr<const Tensor> old = input.present;
   if (old && old->has(name)) {
     Tensor split = partition(*old, name, cut);
     split.present = nullptr; // its missing slots read as false
+    if (cut.whole)
+      keepWhole(split);
     old = std::make_shared<Tensor>(std::move(split));
   }
-  if (llvm::is_contained(there.bools, 0))
-    out.present = both(old, std::make_shared<Tensor>(std::move(there)));
-  else
-    out.present = old;
+  out.present = both(old, cut.slots(extent, "part", "slot"));
   return out;
 }
 

@@ -158,7 +158,7 @@ llvm::Expected<Value> Evaluation::executeHost(mlir::Operation *op) {
         llvm_unreachable("all dimensions are covered");
       })
       .Case([&](kvp::ExtentOp extent) -> Result {
-        return extentOf(tensor(extent.getLike()), extent.getAxis());
+        return extentOf(extent.getLike(), extent.getAxis());
       })
       .Case([&](kvp::ScaleOp) -> Result { return row.scale; })
       .Case([&](kvp::BudgetOp budget) -> Result {
@@ -180,23 +180,6 @@ llvm::Expected<Value> Evaluation::executeHost(mlir::Operation *op) {
         return failed("the reference does not know `%s`",
                       other->getName().getStringRef().str().c_str());
       });
-}
-
-/// Entries of an axis that are there, for the head that looks.
-int64_t Evaluation::extentOf(const Tensor &like, llvm::StringRef axis) const {
-  if (!head || !like.present || !like.present->has(axis))
-    return like.extent(axis);
-  Rows rows(*like.present, axis);
-  std::vector<int64_t> own = offsets(rows.kept, Tensor({{"head", row.heads}}, Element::Bool));
-  int64_t n = 0;
-  for (int64_t i = 0; i < rows.length(); ++i) {
-    bool there = false;
-    for (int64_t r = 0; r < rows.count(); ++r)
-      there |=
-          like.present->bools[rows.at(r, i)] && (own[r] == *head || !like.present->has("head"));
-    n += there;
-  }
-  return n;
 }
 
 /// Doubles stay doubles between host scalars.

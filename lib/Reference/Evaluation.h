@@ -47,10 +47,11 @@ private:
   llvm::Expected<Value> execute(mlir::Operation *op);
   llvm::Expected<Value> executeHost(mlir::Operation *op);
   llvm::Expected<Value> hostMap(kvp::MapOp op);
-  int64_t extentOf(const Tensor &like, llvm::StringRef axis) const;
   // Tensors.cpp
   llvm::Expected<Value> executeTensor(mlir::Operation *op);
   llvm::Error checkExtents(mlir::Operation *op) const;
+  int64_t extentOf(mlir::Value value, llvm::StringRef axis) const;
+  llvm::Error leaveOutSlots(mlir::Operation *op, Tensor &result);
   Tensor tensorMap(kvp::MapOp op) const;
   llvm::Expected<Tensor> turn(mlir::Operation *op) const;
 

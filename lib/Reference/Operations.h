@@ -53,6 +53,9 @@ struct Cut {
   std::pair<int64_t, int64_t> parts(int64_t extent) const;
   /// One past the last entry.
   int64_t end(int64_t extent) const;
+  /// Which slots the parts have, over two axes of these names; null where all have all.
+  std::shared_ptr<const Tensor> slots(int64_t extent, llvm::StringRef part,
+                                      llvm::StringRef slot) const;
 };
 Tensor partition(const Tensor &input, llvm::StringRef axis, const Cut &cut);
 Tensor join(const Tensor &input, const Tensor &like, llvm::StringRef axis, const Cut &cut,

@@ -51,6 +51,68 @@ static Cut cutOf(Op op, const Evaluation &evaluation) {
   return cut;
 }
 
+/// Entries of an axis that are there, for the head that looks.
+int64_t Evaluation::extentOf(mlir::Value value, llvm::StringRef axis) const {
+  const Tensor &like = tensor(value);
+  if (!head)
+    return like.extent(axis);
+  bool known = like.present && like.present->has(axis);
+  if (!known || !like.present->has("head")) {
+    // One value for all heads, of which each has the entries that it kept.
+    auto [origin, name] = kvplan::originOf(value, axis);
+    if (auto position = origin.getDefiningOp<kvp::PositionOp>(); position && name == "token")
+      return cache(position.getCache()).tokens[*head].size();
+    if (auto partition = origin.getDefiningOp<kvp::PartitionOp>();
+        partition && name == "part" && values.count(origin)) {
+      int64_t n = extentOf(partition.getInput(), partition.getAxis());
+      return cutOf(partition, *this).parts(n).second;
+    }
+  }
+  if (!known)
+    return like.extent(axis);
+  Rows rows(*like.present, axis);
+  std::vector<int64_t> own = offsets(rows.kept, Tensor({{"head", row.heads}}, Element::Bool));
+  int64_t n = 0;
+  for (int64_t i = 0; i < rows.length(); ++i) {
+    bool there = false;
+    for (int64_t r = 0; r < rows.count(); ++r)
+      there |=
+          like.present->bools[rows.at(r, i)] && (own[r] == *head || !like.present->has("head"));
+    n += there;
+  }
+  return n;
+}
+
+/// Whether an operand brings an axis of slots together with the parts that they are of.
+static bool bringsParts(mlir::Operation *op, llvm::StringRef slot) {
+  auto pick = mlir::dyn_cast<kvp::AtOp>(op);
+  return llvm::any_of(op->getOpOperands(), [&](mlir::OpOperand &operand) {
+    if (pick && pick.getAxis() == slot && operand.getOperandNumber() == 0)
+      return false; // its slots are those that the index places
+    auto type = mlir::dyn_cast<kvp::NamedTensorType>(operand.get().getType());
+    return type && type.hasAxis(slot) && kvplan::slotsAlong(operand.get(), slot);
+  });
+}
+
+/// Where values over parts meet those over slots, a short last part has no more slots than in the
+/// partition: a mean of each part and one of each slot know nothing of it by themselves.
+llvm::Error Evaluation::leaveOutSlots(mlir::Operation *op, Tensor &result) {
+  if (mlir::isa<kvp::PartitionOp, kvp::RenameOp, kvp::SortOp>(op))
+    return llvm::Error::success();
+  for (const Axis &axis : result.axes) {
+    kvplan::Slots slots = kvplan::slotsAlong(op->getResult(0), axis.name);
+    if (!slots || bringsParts(op, axis.name))
+      continue;
+    // It may be of the branch of a `where` that was left uncomputed.
+    if (llvm::Error error = demand(slots.partition.getResult()))
+      return error;
+    int64_t extent = tensor(slots.partition.getInput()).extent(slots.partition.getAxis());
+    result.present =
+        both(result.present, cutOf(slots.partition, *this).slots(extent, slots.part, axis.name));
+  }
+  return llvm::Error::success();
+}
+
 llvm::Expected<Value> Evaluation::executeTensor(mlir::Operation *op) {
   if (llvm::Error error = checkExtents(op))
     return error;
@@ -144,6 +206,8 @@ llvm::Expected<Value> Evaluation::executeTensor(mlir::Operation *op) {
           });
   if (!result)
     return result.takeError();
+  if (llvm::Error error = leaveOutSlots(op, *result))
+    return error;
   return std::make_shared<const Tensor>(std::move(*result));
 }
 

@@ -558,6 +558,40 @@ press m() = keys.norm(channel) |> topk(drop(clamp(keys.norm(token, channel) / 20
     "shares_of_heads_in_parts": """
 press m() = keys.norm(channel) |> chunk(7) |> topk(drop(clamp(keys.norm(token, channel) / 200, 0, 0.9)))
 """,
+    # A short last part lacks slots, also where values of parts and of slots alone make an entry.
+    "parts_meet_slots": """
+score m() = {
+  let p = keys.norm(channel).partition(token, 16)
+  let x = p.mean(part) + p.mean(slot)
+  let y = where(x > 5, p.index(part), p.index(slot)) * 0.1
+  return (x.softmax(slot) + x.rank(slot) + x.rank(part, slot) / length).join(fill = -1)
+    + x.std(slot).max(part) + y.sum(part, slot) / length + (x > 5).count(part).sum(slot)
+    + (p.max(part) * p.index(part)).at(slot, 14).sum(part) * position
+}
+""",
+    "slots_picked_by_slots": """
+score m() = {
+  let p = keys.norm(channel).partition(token, 16)
+  let x = p.at(slot, 15 - p.index(slot)) * p.at(slot, p.index(slot))
+  return x.sum(slot).sum(part) + (x.max(part) + p.min(slot)).rename(slot -> s).mean(s).max(part) * position
+}
+""",
+    "whole_parts_of_ragged_heads": """
+press a() = keys.norm(channel) |> topk(keep(12 + index(head)))
+press m() = compose(a(), values.norm(channel).partition(token, 4, from = 2, whole = true).max(slot) |> topk(drop(0.3)))
+""",
+    "means_of_whole_parts_of_ragged_heads": """
+press a() = keys.norm(channel) |> topk(keep(12 + 2 * index(head)))
+press b() = {
+  let p = values.norm(channel).partition(token, 4, from = 3, whole = true)
+  return p.join(fill = 3) * p.max(slot).mean(part) - p.sum(slot).std(part) |> topk(drop(0.4))
+}
+press m() = compose(a(), b())
+""",
+    "parts_of_places_in_ragged_heads": """
+press a() = keys.norm(channel) |> topk(keep(12 + 3 * index(head)))
+press m() = compose(a(), position.partition(token, 4).max(slot) |> topk(drop(0.3)))
+""",
     "slots_by_another_name": """
 score m() = {
   let p = keys.norm(channel).partition(token, 20).rename(slot -> s)
