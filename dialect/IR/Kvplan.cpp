@@ -288,9 +288,31 @@ Slots kvpc::kvplan::slotsAlong(Value tensor, StringRef axis) {
   auto partition = from.getDefiningOp<kvp::PartitionOp>();
   if (!partition || name != "slot" || picked)
     return {};
+  SmallVector<StringRef> parts;
   for (AxisAttr other : llvm::cast<NamedTensorType>(tensor.getType()).getAxes())
     if (auto [origin, made] = originOf(tensor, other.getName());
         made == "part" && origin.getDefiningOp<kvp::PartitionOp>())
-      return {partition, other.getName()};
-  return {};
+      parts.push_back(other.getName());
+  if (parts.size() < 2)
+    return parts.empty() ? Slots() : Slots{partition, parts.front()};
+  // Parts meet parts: the slots are of those with which they came.
+  Operation *op = tensor.getDefiningOp();
+  if (!op)
+    return {partition, parts.front()};
+  auto rename = dyn_cast<kvp::RenameOp>(op);
+  for (Value operand : op->getOperands()) {
+    auto type = dyn_cast<NamedTensorType>(operand.getType());
+    StringRef before = rename && axis == rename.getTo() ? rename.getFrom() : axis;
+    if (!type || !type.hasAxis(before))
+      continue;
+    Slots own = slotsAlong(operand, before);
+    StringRef part = rename && own.part == rename.getFrom() ? rename.getTo() : own.part;
+    if (own && llvm::is_contained(parts, part))
+      return {partition, part};
+  }
+  if (auto load = dyn_cast<LoadOp>(op))
+    if (Value stored = writtenTo(load.getBuffer()))
+      if (Slots own = slotsAlong(stored, axis); own && llvm::is_contained(parts, own.part))
+        return {partition, own.part};
+  return {partition, parts.front()};
 }

@@ -337,7 +337,8 @@ struct Decompose {
     return TypeSwitch<Operation *, Value>(op)
         .Case([&](kvp::ReduceOp r) { return reduction(r); })
         .Case([&](kvp::DotOp d) -> Value {
-          if (!isEntryAxis(d.getLhs(), d.getOver()))
+          if (!isEntryAxis(d.getLhs(), d.getOver()) && !isSlot(d.getLhs(), d.getOver()) &&
+              !isSlot(d.getRhs(), d.getOver()))
             return {};
           Value product = map(Fn::Mul, {d.getLhs(), d.getRhs()});
           return reduce(Reduction::Sum, product, {d.getOver()});
@@ -535,7 +536,7 @@ struct Primitives : kvpc::impl::KvpPrimitivesBase<Primitives> {
       picked.visit(&op);
     for (Operation &op : llvm::make_early_inc_range(getOperation().getBody().front())) {
       Operation *here = &op;
-      if (isa<kvp::DotOp>(op)) // that along parts is a sum, which has a condition
+      if (isa<kvp::DotOp>(op)) // that along parts or slots is a sum, which knows what is there
         if (Value sum = replace(op))
           here = sum.getDefiningOp();
       Decompose(here).admitPresent(here), Decompose(here).spreadConditions(here);

@@ -18,6 +18,7 @@ sys.path[:0] = FOLDERS
 import footprint  # noqa: E402
 import memory  # noqa: E402
 import memory_case  # noqa: E402
+import prefill  # noqa: E402
 from pairs import PAIRS, Given  # noqa: E402
 
 MB = 1 << 20
@@ -77,6 +78,22 @@ def test_a_built_cache_is_the_hooks():
         assert layer.prefix.keys.data_ptr() != keys.data_ptr()
     side.decode(ids, cache, 3)
     assert cache.get_seq_length() == 203
+
+
+def test_prefill(monkeypatch, capsys, tmp_path):
+    """What a press adds to a prefill: its table, and the turns of each side."""
+    threads, path = torch.get_num_threads(), tmp_path / "prefill.json"
+    monkeypatch.setattr(prefill, "isolated", prefill.measure)
+    options = ["--model=small", "--tokens=150", "--repetitions=2", "--no-peer", f"--json={path}"]
+    try:
+        assert prefill.main(["knorm", *options]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    head, _, row = [x for x in capsys.readouterr().out.splitlines() if x.startswith("| ")]
+    assert row.startswith("| knorm | kvpc | ") and row.count("|") == head.count("|")
+    [one] = json.loads(path.read_text())["results"]
+    assert len(one["seconds"]) == len(one["without"]) == 2
+    assert all(wall > 0 and used > 0 for wall, used in one["seconds"] + one["without"])
 
 
 def test_table_and_json(tmp_path):

@@ -104,8 +104,10 @@ score m() = {
 score m() = {
   let k = keys.partition(token, 16)
   let v = values.partition(token, 16)
+  let p = keys.norm(channel).partition(token, 16)
   return dot(k, v, part).max(slot).mean(channel) * position + cosine(k, v, part).min(slot).max(channel)
     + dot(k, v, slot).max(part).sum(channel)
+    + dot(p.index(slot) * 1.0, p.mean(slot) + p.index(slot), slot).max(part)
 }
 """,
     "slots_of_a_short_row": """
@@ -128,6 +130,16 @@ score m() = {
     "index_of_features": """
 score m() = dot(values, output_weight, channel).sum(feature, where = index(feature) % 2 == 0).mean(group)
   + (dot(values, output_weight, channel) * index(feature)).max(feature, group) / extent(feature)
+""",
+    # Each slot is of the part with which it came.
+    "parts_beside_parts": """
+score m() = {
+  let k = keys.partition(token, 16)
+  let others = k.rename(part -> q).rename(slot -> s)
+  let alike = dot(others, k, channel)
+  return alike.max(s).sum(q).max(slot).max(part) * position + alike.min(slot, part).mean(s).max(q)
+    + (alike > 0).count(s).sum(slot).max(q, part)
+}
 """,
     "heads_by_channel": "score m() = values.at(head, index(channel)).sum(channel)",
     "softmax_of_softmax": """
