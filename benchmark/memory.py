@@ -106,8 +106,9 @@ def options_of(arguments):
         for name in names:
             if name not in known:
                 parser.error(f"no `{name}`; there are {', '.join(known)}")
-    if "qfilter" in options.rows:
-        parser.error("`qfilter` needs filters of the model, which this benchmark does not make")
+    for name in options.rows:
+        if reason := PAIRS[name].unmet(options.peer):
+            parser.error(reason)
     return options
 
 

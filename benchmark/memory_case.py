@@ -134,20 +134,27 @@ class Ours:
             for module in hook.attention:
                 layer = cache.layers[module.layer_idx]
                 layer.update(*(x.clone() for x in given))
-                hook.compress(step, module, layer, self._captured(hook.order[module.layer_idx]))
+                captured = self._captured(hook.order[module.layer_idx], given[0].shape[2])
+                hook.compress(step, module, layer, captured)
             step.link.pending = False
         return cache
 
-    def _captured(self, layer):
+    def _captured(self, layer, tokens):
+        """Random queries, as many as the press asks; what is the model's own the hook gives."""
         config, channels = self.model.config, heads_of(self.model)[1]
-        inputs = self.press.inputs_at(layer)
-        if not inputs.keys() <= {"queries"}:
-            raise SystemExit(f"a built cache has queries alone; {self.press.name} needs {inputs}")
+        asked = self.press.inputs_at(layer)
+        if "hidden" in asked:
+            raise SystemExit(f"a built cache has no hidden states; {self.press.name} needs them")
         return {
             name: torch.randn(
-                1, config.num_attention_heads, count, channels, dtype=self.model.dtype
+                1,
+                config.num_attention_heads,
+                tokens if count == "all" else count,
+                channels,
+                dtype=self.model.dtype,
             )
-            for name, count in inputs.items()
+            for name, count in asked.items()
+            if name in ("queries", "unrotated_queries")
         }
 
     def decode(self, ids, cache, count):
@@ -194,6 +201,7 @@ class Kvpress:
         with torch.no_grad():
             for module in self.modules:
                 module.masked_key_indices = None  # as its attention does at a prompt
+                module.rotary_emb = self.model.model.rotary_emb  # as `with press(model)` does
                 cache.update(*given, module.layer_idx)  # which copies
                 self.press.forward_hook(module, [], rest, [None, None])
         return cache
@@ -218,6 +226,7 @@ def side_of(case, model):
         model.config.num_hidden_layers,
         case["tokens"],
         threshold=lambda drop, tokens: share / tokens,
+        heads=heads_of(model)[0],
     )
     if case["side"] == "kvpress":
         import kvpress

@@ -4,10 +4,24 @@ What kvpress cannot take from the model at hand, or we cannot, both are given: s
 """
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import torch
 
 import kvpc
 
 DMS_WINDOW = 128  # entries that dms keeps whatever their score is; the default of both
+
+
+# Of a streaming head of duo_attention, which the default of ours and the patterns of kvpress have.
+SINK, RECENT = 128, 256
+
+# What a press may need that only runs of the model yield.
+RUNS = {
+    "filters": "filters of the model",
+    "statistics": "statistics of the model's queries",
+    "attention": "attention weights on kvpress' side",
+}
 
 
 @dataclass(frozen=True)
@@ -19,6 +33,9 @@ class Given:
     tokens     of the prompt
     threshold  of dms, on snapkv's scores: (drop, tokens) → a number
     filters    f32 [layer, head, channel], of qfilter
+    statistics of queries before their rotation, of expected_attention_stats: means
+               [layer, head, group, channel], covariances [layer, head, group, channel, channel]
+    heads      of keys in each layer
     """
 
     drop: float
@@ -26,6 +43,8 @@ class Given:
     tokens: int
     threshold: callable = None
     filters: object = None
+    statistics: tuple = None
+    heads: int = None
 
     @property
     def ratios(self):
@@ -33,6 +52,11 @@ class Given:
         steps = range(self.layers)
         ratios = [self.drop - 0.2 + 0.4 * i / max(self.layers - 1, 1) for i in steps]
         return [min(max(ratio, 0.0), 0.99) for ratio in ratios]
+
+    @property
+    def pattern(self):
+        """How much each head retrieves [layer, head]: random numbers, for want of the model's."""
+        return torch.rand(self.layers, self.heads, generator=torch.Generator().manual_seed(0))
 
     @property
     def part(self):
@@ -46,6 +70,7 @@ class Pair:
     arguments  of our press: Given → name → value
     defines    its static parameters, likewise
     peer       (module kvpress, Given) → the press of kvpress
+    needs      what of RUNS; kvpress alone needs `attention`, as its press' output[1]
     note       where the two are not the same on purpose
     """
 
@@ -53,7 +78,18 @@ class Pair:
     peer: callable
     arguments: callable = field(default=lambda given: {"drop": given.drop})
     defines: callable = field(default=lambda given: {})
+    needs: tuple = ()
     note: str = ""
+
+    def unmet(self, peer):
+        """Why a benchmark that has nothing of RUNS cannot run it, or an empty string.
+
+        peer: whether kvpress is to run too
+        """
+        lacking = [RUNS[name] for name in self.needs if peer or name != "attention"]
+        if not lacking:
+            return ""
+        return f"`{self.name}` needs {', '.join(lacking)}, which this benchmark does not make"
 
     def ours(self, given, dtype, channels):
         defines = self.defines(given)
@@ -77,10 +113,26 @@ def qfilter(k, given):
     return press
 
 
+def duo_attention(k, given):
+    """Its choice of heads is kvpress' own; the pattern, which it would download, is given."""
+    press = k.DuoAttentionPress(head_compression_ratio=given.drop)
+    press.load_attention_pattern = lambda model: (SINK, RECENT, given.pattern.numpy())
+    press.post_init_from_model(SimpleNamespace(device="cpu"))
+    return press
+
+
+def expected_attention_stats(k, given):
+    press = k.ExpectedAttentionStatsPress(given.drop)
+    press.mu, press.cov = (x.flatten(1, 2) for x in given.statistics)
+    return press
+
+
 def composed_defines(given):
     part = f"topk(drop({given.part:.6f}))"
     return {"p": f"knorm() |> {part}", "q": f"snapkv() |> {part}"}
 
+
+MASKS = "kvpress masks what its heads drop"
 
 PAIRS = {
     pair.name: pair
@@ -97,6 +149,7 @@ PAIRS = {
             "qfilter",
             qfilter,
             arguments=lambda given: {"drop": given.drop, "filter": given.filters},
+            needs=("filters",),
         ),
         Pair("snapkv", snapkv),
         Pair("pyramidkv", simple("PyramidKVPress")),
@@ -155,6 +208,44 @@ PAIRS = {
             lambda k, given: k.SimLayerKVPress(lazy_threshold=0.5, n_recent=recent(given)),
             arguments=lambda given: {"threshold": 0.5, "recent": recent(given)},
             note="drop is of layers whose last query spends half of its attention on the ends",
+        ),
+        Pair(
+            "observed_attention",
+            simple("ObservedAttentionPress"),
+            needs=("attention",),
+            note="kvpress takes the weights of the model's attention, ours makes them from queries",
+        ),
+        Pair("expected_attention", simple("ExpectedAttentionPress")),
+        Pair(
+            "expected_attention_stats",
+            expected_attention_stats,
+            arguments=lambda given: {
+                "drop": given.drop,
+                "mu": given.statistics[0],
+                "cov": given.statistics[1],
+            },
+            needs=("statistics",),
+        ),
+        Pair("critical_snapkv", lambda k, given: k.CriticalKVPress(snapkv(k, given))),
+        # Of all that follow, heads keep different counts: kvpress masks, and frees nothing.
+        Pair("adakv", lambda k, given: k.AdaKVPress(snapkv(k, given)), note=MASKS),
+        Pair("adakv_snapkv", lambda k, given: k.AdaKVPress(snapkv(k, given)), note=MASKS),
+        Pair(
+            "adakv_expected_attention",
+            lambda k, given: k.AdaKVPress(k.ExpectedAttentionPress(given.drop, epsilon=1e-2)),
+            note=MASKS,
+        ),
+        Pair("critical_adakv", lambda k, given: k.CriticalAdaKVPress(snapkv(k, given)), note=MASKS),
+        Pair(
+            "duo_attention",
+            duo_attention,
+            arguments=lambda given: {
+                "ratio": given.drop,
+                "pattern": given.pattern,
+                "sink": SINK,
+                "recent": RECENT,
+            },
+            note=f"drop is of heads, by a random pattern; they keep {SINK + RECENT}; {MASKS}",
         ),
     )
 }

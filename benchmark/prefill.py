@@ -93,6 +93,8 @@ def options_of(arguments):
     for name in options.rows:
         if name not in PAIRS:
             parser.error(f"no `{name}`; there are {', '.join(PAIRS)}")
+        if reason := PAIRS[name].unmet(options.peer):
+            parser.error(reason)
     return options
 
 

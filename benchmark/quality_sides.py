@@ -23,8 +23,13 @@ from transformers.utils import logging
 import kvpc
 from kvpc.hook import UNTIL_FINISH, attach
 
-WINDOW = 64  # queries captured, as many as any press asks
+WINDOW = 64  # queries of which snapkv's scores are calibrated
 CALIBRATION = 512  # tokens of the story's opening
+OPENING = 4  # of them, whose queries kvpress leaves out of statistics
+
+# What any press asks of a layer beside its keys and values. Each takes the last ones that it needs;
+# weights and rotary embedding are the model's.
+CAPTURED = {"queries": "all", "unrotated_queries": "all", "hidden": "all"}
 
 
 class Capture:
@@ -46,7 +51,7 @@ class Side:
     """What both sides do alike. A subclass has `compressed`, a cache of what a press left of captured
     layers, and `branch`, `logits` on such a cache that is as before afterwards.
 
-    calibrated: (drop → threshold, filters)
+    calibrated: (drop → threshold, filters, statistics)
     """
 
     def __init__(self, model, tokenizer):
@@ -62,15 +67,16 @@ class Side:
 
     def captured(self, context, path):
         """Reads a prompt, and leaves what presses need of it in a file."""
-        layers = self.capture(context, queries=WINDOW, hidden="all")
+        layers = self.capture(context, **CAPTURED)
         named = {f"{i}.{name}": x for i, one in enumerate(layers) for name, x in one.items()}
         save_file({name: x.contiguous() for name, x in named.items()}, path)
 
     def calibrate(self, context, drops):
         """(drop → threshold of snapkv's scores times tokens, below which that share of entries lies;
         filters of qfilter: the main direction of each head's queries, away from where they are, for
-        its score is the projection's negative)"""
-        layers = self.capture(context, queries="all")
+        its score is the projection's negative; means and covariances of queries before their
+        rotation)"""
+        layers = self.capture(context, queries="all", unrotated_queries="all")
         press = PAIRS["snapkv"].ours(Given(0.5, self.layers, len(context)), "f32", self.channels)
         scores, filters = [], []
         for one in layers:
@@ -85,19 +91,38 @@ class Side:
             filters.append(-direction * towards[:, None])
         scores = torch.cat(scores) * len(context)
         thresholds = {drop: scores.quantile(drop).item() for drop in drops}
-        return thresholds, torch.stack(filters)
+        return thresholds, torch.stack(filters), self.statistics(layers)
+
+    def statistics(self, layers):
+        plain = torch.cat([one["unrotated_queries"] for one in layers])[:, :, OPENING:]
+        plain = plain.unflatten(1, (self.heads, -1))
+        mean = plain.mean(3)
+        centred = plain - mean[:, :, :, None]
+        return mean, centred.mT @ centred / plain.shape[3]
 
     @property
     def channels(self):
         return self.model.config.head_dim
 
+    @property
+    def heads(self):
+        return self.model.config.num_key_value_heads
+
     def given(self, drop, tokens):
-        thresholds, filters = self.calibrated
+        thresholds, filters, statistics = self.calibrated
 
         def threshold(drop, tokens):
             return thresholds[drop] / tokens
 
-        return Given(drop, self.layers, tokens, threshold=threshold, filters=filters)
+        return Given(
+            drop,
+            self.layers,
+            tokens,
+            threshold=threshold,
+            filters=filters,
+            statistics=statistics,
+            heads=self.heads,
+        )
 
     def logits(self, ids, last, cache, tokens):
         """Of the last of `ids`, which come after `tokens`."""
@@ -211,6 +236,8 @@ class Kvpress(Side):
         self.kvpress = kvpress
         AttentionInterface.register("own_masks", attention_with_own_masks)
         self.model.config._attn_implementation = "own_masks"
+        for module in self.modules:
+            module.rotary_emb = model.model.rotary_emb  # as `with press(model)` does
 
     def compressed(self, layers, pair, given):
         press, cache = pair.peer(self.kvpress, given), DynamicCache()
@@ -225,7 +252,8 @@ class Kvpress(Side):
                 "cache_position": positions,
                 "position_embeddings": embeddings,
             }
-            press.forward_hook(module, [], rest, [None, None])
+            weights = attention_weights(module, one) if "attention" in pair.needs else None
+            press.forward_hook(module, [], rest, [None, weights])
         return cache
 
     def results(self, path, prompt, wanted):
@@ -239,6 +267,18 @@ class Kvpress(Side):
         for layer, (keys, values) in zip(cache.layers, held):
             layer.keys, layer.values = keys, values
         return out
+
+
+def attention_weights(module, layer):
+    """What eager attention holds [1, query head, query, token]; head by head, for memory."""
+    queries, keys = layer["queries"][0], layer["keys"][0]
+    count, tokens = queries.shape[:2]
+    groups, future = count // len(keys), torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
+    out = torch.empty(1, count, tokens, tokens)
+    for head, one in enumerate(queries):
+        logits = one @ keys[head // groups].T * module.scaling
+        out[0, head] = logits.masked_fill_(future, -torch.inf).softmax(-1)
+    return out
 
 
 def attention_with_own_masks(module, query, key, value, attention_mask, scaling=None, **kwargs):

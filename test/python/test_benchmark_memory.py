@@ -69,7 +69,7 @@ def test_a_built_cache_is_the_hooks():
     side = memory_case.Ours(model, press)
     keys, values = memory_case.entries(model, 200)
     queries = torch.randn(1, 4, 64, 64)
-    side._captured = lambda layer: {"queries": queries}
+    side._captured = lambda *_: {"queries": queries}
     cache = side.build([keys, values])
     for number, layer in enumerate(cache.layers):
         out = press.compress(keys, values, queries=queries, layer=number, layers=4)
@@ -124,3 +124,18 @@ def test_options(capsys):
     with pytest.raises(SystemExit):
         memory.main(["nonsense"])
     assert "no `nonsense`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, lacking",
+    [
+        ("qfilter", "filters of the model"),
+        ("expected_attention_stats", "statistics of the model's queries"),
+        ("observed_attention", "attention weights on kvpress' side"),
+    ],
+)
+def test_presses_that_need_runs_of_the_model(capsys, name, lacking):
+    with pytest.raises(SystemExit):
+        memory.main([name])
+    assert f"`{name}` needs {lacking}" in capsys.readouterr().err
+    assert bool(PAIRS[name].unmet(peer=False)) == (name != "observed_attention")

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 import kvpc
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = [str(ROOT / "benchmark"), str(ROOT / "scripts")]
 sys.path[:0] = FOLDERS
+import memory_case  # noqa: E402
 import quality  # noqa: E402
 import quality_compare as compare  # noqa: E402
 import quality_prompts  # noqa: E402
@@ -42,23 +44,53 @@ def test_prompts(smollm2):
     assert len({tuple(p.answer) for p in prompts}) == len(prompts)
 
 
-def test_compressing_captured_inputs_is_what_the_hook_does(smollm2, tmp_path):
-    side = quality_sides.Ours(*smollm2)
-    prompt = quality_prompts.make(side.tokenizer, [250], [0.5], 8)[0]
-    side.calibrated = {0.5: 0.15}, None
-    layers = side.capture(prompt.context, queries=quality_sides.WINDOW)
+@pytest.fixture(scope="module")
+def captured():
+    """Our side of a small model, a prompt, and what it captured of it."""
+    model, ids = memory_case.load("small", 250)
+    side = quality_sides.Ours(model, None)
+    side.calibrated = {0.5: 1.0}, None, None  # random keys draw even attention
+    return side, ids, side.capture(ids[0].tolist(), **quality_sides.CAPTURED)
+
+
+# Of each kind that asks for something else: one, all or unrotated queries, output weights.
+ASKING = (
+    "snap_think", "dms", "adakv", "critical_adakv", "expected_attention", "observed_attention",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_compressing_captured_inputs_is_what_the_hook_does(captured, name):
+    side, ids, layers = captured
+    pair, given = PAIRS[name], side.given(0.5, ids.shape[1])
+    cache = side.compressed(layers, pair, given)
+    with side.press(pair, given)(side.model), torch.no_grad():
+        wanted = side.model(ids).past_key_values
+    for layer, other in zip(cache.layers, wanted.layers):
+        assert torch.equal(layer.prefix.tokens, other.prefix.tokens)
+        assert torch.equal(layer.prefix.keys, other.prefix.keys)
+
+
+def test_a_branch_leaves_the_cache_as_it_was(captured):
+    side, ids, layers = captured
     for name in ("snap_think", "dms"):
-        pair, given = PAIRS[name], side.given(0.5, len(prompt.context))
-        cache = side.compressed(layers, pair, given)
-        with side.press(pair, given)(side.model), torch.no_grad():
-            wanted = side.model(torch.tensor([prompt.context])).past_key_values
-        for layer, other in zip(cache.layers, wanted.layers):
-            assert torch.equal(layer.prefix.tokens, other.prefix.tokens)
-            assert torch.equal(layer.prefix.keys, other.prefix.keys)
+        cache = side.compressed(layers, PAIRS[name], side.given(0.5, ids.shape[1]))
         with torch.no_grad():
-            found = side.branch(prompt.after, 8, cache, len(prompt.context))
-            again = side.branch(prompt.after, 8, cache, len(prompt.context))
-        assert torch.equal(found, again)  # a branch leaves the cache as it was
+            found = side.branch([1, 2, 3], 3, cache, ids.shape[1])
+            again = side.branch([1, 2, 3], 3, cache, ids.shape[1])
+        assert torch.equal(found, again)
+
+
+def test_attention_weights_are_those_of_the_model(captured):
+    """What the model's own eager attention holds."""
+    side, ids, layers = captured
+    module, one = side.modules[2], layers[2]
+    made = quality_sides.attention_weights(module, one)
+    causal = torch.ones(ids.shape[1], ids.shape[1]).tril().log()
+    _, held = eager_attention_forward(
+        module, one["queries"], one["keys"], one["values"], causal, module.scaling
+    )
+    torch.testing.assert_close(made, held, rtol=1e-5, atol=1e-7)
 
 
 def results(difference, spread, prompts=12):
