@@ -260,6 +260,8 @@ private:
     auto isSwept = [&](Value v) { return tokens ? hasTokens(v) : hasEntries(v); };
     Value streams[2], contracted;
     for (Value factor : factors) {
+      if (auto type = tensorOf(factor); type && !type.getElementType().isF32())
+        return {};
       bool inside[2] = {hasAxis(factor, over.front()),
                         over.size() == 2 && hasAxis(factor, over.back())};
       if (!inside[0] && !inside[1]) {
