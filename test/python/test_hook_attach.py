@@ -2,9 +2,11 @@
 
 import copy
 import gc
+import io
 import threading
 from contextlib import suppress
 
+import fake_presses
 import pytest
 import torch
 import transformers
@@ -395,3 +397,168 @@ def test_other_things_refused():
         press(make()),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("Cohere", "the rotary embedding of layer 0 pairs other channels than those of two halves"),
+        ("Glm", "the rotary embedding of layer 0 pairs other channels than those of two halves"),
+        ("SmolLM3", "layer 3 has no rotary embedding"),
+        ("HunYuanDenseV1", "layer 0 pairs other channels"),
+    ],
+)
+@torch.no_grad()
+def test_rotary_layouts_refused(name, why):
+    """Where a press turns queries or keys back, and only there. HunYuan has norms after it: they
+    may weigh channels that pair differently."""
+    model, press, cache, ids = make(name), OraclePress("all"), DynamicCache(), text(50)
+    if name.startswith("Hun"):
+        for layer in model.model.layers:
+            layer.self_attn.query_layernorm.weight.uniform_(0.5, 2)
+    before = state(model)
+    for asks in ({"unrotated": True}, {"rope": True}):
+        with pytest.raises(HookError, match=why) as e, OraclePress(**asks)(model):
+            pass
+        assert e.value.code == "hook-input" and state(model) == before
+    with press(model):
+        got = [model(ids[:, :40], past_key_values=cache).logits, steps(model, cache, ids[:, 40:])]
+    close(torch.cat(got, 1), oracle_logits(model, press.log, ids, 40))
+
+
+class Weighing(OraclePress):
+    """Asks for the projection behind attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.inputs, self.weights = self.inputs | {"output_weight": True}, []
+
+    def compress(self, *args, output_weight, **rest):
+        self.weights.append(output_weight)
+        return super().compress(*args, **rest)
+
+
+@torch.no_grad()
+def test_projections_refused():
+    """The one behind attention is found by what it is given, whatever its name; or there is none."""
+    for name, projection in (("Llama", "o_proj"), ("Phi", "dense"), ("Persimmon", "dense")):
+        model, press = make(name, num_hidden_layers=2), Weighing()
+        handle = model.model.layers[0].self_attn.register_forward_hook(raiser(AssertionError))
+        with press(model):  # which calls no module of the model
+            handle.remove()
+            model(text(40))
+        for layer, weight in zip(model.model.layers, press.weights, strict=True):
+            assert weight.data_ptr() == getattr(layer.self_attn, projection).weight.data_ptr()
+    model = make("BitNet", num_hidden_layers=2)  # a norm lies between
+    with pytest.raises(
+        HookError, match=r"the press needs `output_weight`, .*: no projection of lay"
+    ):
+        with Weighing()(model):
+            pass
+    with OraclePress()(model):
+        assert model(text(40)).past_key_values.layers[0].prefix is not None
+
+
+def test_leaving_a_compiled_model():
+    model, press, ids = make(), OraclePress("all"), text(40)
+    compiled = torch.compile(model, backend="eager")
+    before = state(model)
+    for _ in range(2):
+        with press(compiled):
+            pass
+        assert state(model) == before
+    with press(compiled):
+        with pytest.raises(kvpc.Unsupported, match="feeds candidates"):
+            compiled.generate(ids, max_new_tokens=2, prompt_lookup_num_tokens=2)
+        out = greedy(compiled, ids)
+    want = oracle_logits(model, press.log, out.sequences[:, :-1], 40)[:, 39:]
+    close(torch.stack(out.logits, 1), want)
+    del out
+    gc.collect()
+    model(ids)
+    assert state(model) == before
+
+
+def hooks(model):
+    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+@torch.no_grad()
+def test_leaving_a_copy_behind(how):
+    """A copy of the model taken within the `with`, or while a cache lives, is a model without a
+    press, and its own."""
+
+    def twin_of(model):
+        if how == "deepcopy":
+            return copy.deepcopy(model)
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        return torch.load(file, weights_only=False)
+
+    model, ids, press = make(), text(40), OraclePress("all", unrotated=True)
+    plain = state(model)
+    with press(model):
+        within = twin_of(model)
+        kept, generate = model(ids).past_key_values, model.generate
+        assert press.calls == 4
+    after, shallow = twin_of(model), copy.copy(model)
+    shallow.generate = generate  # as a shallow copy from within the `with` has it
+    for twin in (within, after):
+        assert twin.generate.__self__ is twin
+        for weight in twin.parameters():
+            weight.zero_()
+        assert (greedy(twin, ids, tokens=3).sequences[:, 40:] == 0).all()
+        assert not hasattr(twin(ids).past_key_values.layers[0], "prefix") and hooks(twin) == 0
+        with pytest.raises(HookError, match="a model without the hook"):
+            twin(ids[:, :1], past_key_values=copy.deepcopy(kept))
+        other, cache = OraclePress("all"), DynamicCache()
+        with other(twin):
+            twin(ids, past_key_values=cache)
+        steps(twin, cache, ids[:, :2])
+    assert press.calls == 4
+    options = {"max_new_tokens": 2, "prompt_lookup_num_tokens": 2, "eos_token_id": 96}
+    if not CROP_REMOVES:
+        assert shallow.generate(ids, **options).shape[0] == 1
+    del kept
+    gc.collect()
+    model(ids)
+    assert state(model) == plain
+
+
+@torch.no_grad()
+def test_autocast_refused():
+    """Keys and values of two dtypes; before anything is done to the cache. Where the model has the
+    dtype of autocast, all is one."""
+    model, press, cache, ids = make(), OraclePress("all"), DynamicCache(), text(50)
+    with press(model) as hook:
+        with torch.autocast("cpu", torch.bfloat16):
+            for given in (cache, None):
+                with pytest.raises(
+                    HookError, match=r"autocast to bfloat16, with a model in float32: .*; remedy: "
+                ) as e:
+                    model(ids[:, :40], past_key_values=given)
+                assert e.value.code == "hook-dtype" and not press.calls
+            hook.dtype = None  # as of a quantized model: told when they are there
+            with pytest.raises(
+                HookError, match=r"layer 0 are float32, its values bfloat16; .*reme"
+            ):
+                model(ids)
+        got = [model(ids[:, :40], past_key_values=cache).logits, steps(model, cache, ids[:, 40:])]
+    close(torch.cat(got, 1), oracle_logits(model, press.log, ids, 40))
+    model, press = make().bfloat16(), OraclePress()
+    with press(model), torch.autocast("cpu", torch.bfloat16):
+        cache = model(ids).past_key_values
+        assert press.calls == 4 and cache.layers[0].prefix.keys.dtype == torch.bfloat16
+
+
+def test_dtypes_refused():
+    model, press = make().double(), fake_presses.module().press("last")
+    before = state(model)
+    with pytest.raises(
+        HookError, match=r"it is in float64, and the press has code for .*; rem"
+    ) as e:
+        with press(model):
+            pass
+    assert e.value.code == "hook-dtype" and state(model) == before

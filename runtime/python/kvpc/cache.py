@@ -33,7 +33,7 @@ class Prefix:
                 keys, values, tokens = (
                     x[:, :, : int(counts[0])].clone() for x in (keys, values, tokens)
                 )
-            self.keys, self.values, self.tokens = keys, values, _narrow(tokens)
+            self.keys, self.values, self.tokens = owned(keys), owned(values), _narrow(tokens)
         else:
             self.keys, self.values = keys[present], values[present]
             self.tokens = tokens[present].to(torch.int32)
@@ -119,7 +119,17 @@ def _narrow(tokens):
     """Positions in half the memory, once where all heads keep the same."""
     heads, first = tokens.shape[1], tokens[:, :1]
     tokens = first if heads > 1 and (tokens == first).all() else tokens
-    return tokens.to(torch.int32).expand(-1, heads, -1)
+    return owned(tokens.to(torch.int32)).expand(-1, heads, -1)
+
+
+def owned(x):
+    """`x`, or a copy where it is a part of something larger, which it would keep alive: values cut
+    from a fused projection, say."""
+    if not torch.compiler.is_compiling():  # a tracer sees no storage: there always a copy
+        held = x.untyped_storage().nbytes()
+        if held <= x.numel() * x.element_size():
+            return x
+    return x.clone()
 
 
 class Layer:
@@ -139,7 +149,7 @@ class Layer:
 
     def append(self, keys, values):
         if self.tail() == 0:
-            self.keys, self.values = keys, values
+            self.keys, self.values = owned(keys), owned(values)
         else:
             self.keys = torch.cat([self.keys, keys], 2)
             self.values = torch.cat([self.values, values], 2)

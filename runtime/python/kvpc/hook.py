@@ -14,6 +14,7 @@ code only its tail. The prefix needs no mask, for padding went with the compress
 kept lies in the past.
 """
 
+import copy
 import functools
 import inspect
 import operator
@@ -29,7 +30,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidi
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from . import library
+from . import library, probe
 from .attend import attend, unrotate
 from .cache import Layer, Prefix
 from .errors import ArgumentError, Error, Unsupported
@@ -43,7 +44,7 @@ SUPPLIED = {"queries", "unrotated_queries", "hidden", "output_weight", "rope"}
 UNLINKED = {"reading": False, "pending": False, "broken": False}
 
 # Attention implementations that we call in turn; ours are named by them.
-BASES, OURS = {"sdpa", "eager"}, "kvpc_"
+BASES, OURS, PROBE = {"sdpa", "eager"}, "kvpc_", "kvpc_probe"
 
 # Settings of generate() with which a forward holds candidates beside the prompt; any of them may be
 # rejected later, and the hook cannot tell them from the prompt. `use_mtp` is of 5.23.
@@ -51,6 +52,22 @@ CANDIDATES = ("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 
 # Kinds of layers that transformers' configs name: compressed, and left alone.
 KINDS = {"full_attention", "sliding_attention"}
+
+# Of models that compute in the dtype of their weights.
+DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.float64
+
+# Why a press that turns queries or keys back is refused, by what probe.py found of a layer.
+LAYOUTS = {
+    "none": "layer {} has no rotary embedding",
+    "other": "the rotary embedding of layer {} pairs other channels than those of two halves",
+    None: "how layer {} rotates cannot be told",
+}
+
+# Where a module keeps its hooks.
+REGISTERED = (
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks",
+    "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+)  # fmt: skip
 
 # DynamicLayer.crop takes a new length until 5.22, a count to remove (negative) from 5.23 on.
 CROP_REMOVES = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
@@ -244,6 +261,7 @@ def _register(base, base_mask):
 
 _register("sdpa", sdpa_mask)
 _register("eager", eager_mask)
+AttentionInterface.register(PROBE, probe.attention)
 
 
 def _base(config):
@@ -261,6 +279,8 @@ class Hook:
     """The pair of hooks on one decoder, shared by all presses and compressed caches of the
     model."""
 
+    left = ()  # ids of hooks that a copy of the model took along; there this does nothing
+
     def __init__(self, model):
         self.model = type(model).__name__
         decoder = model
@@ -272,6 +292,8 @@ class Hook:
                 )
         self.decoder, self.press, self.expected = weakref.ref(decoder), None, None
         self.entered, self.refs, self.key = False, 0, str(id(self))
+        self.handles, self.stashing = [], []
+        self.outputs = {}  # layer -> the projection behind its attention, if a press asks for it
         self.under_way = {}  # thread -> the Link of its forward, weakly
         self.attention = [
             m for m in decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "scaling")
@@ -283,6 +305,9 @@ class Hook:
         self.order = {layer: number for number, layer in enumerate(full)}
         self.configs = list({id(m.config): m.config for m in [decoder, *self.attention]}.values())
         self.names = list(inspect.signature(decoder.forward).parameters)
+        # None: quantized
+        weights = [m.weight for a in self.attention for m in a.modules() if _linear(m)]
+        self.dtype = weights[0].dtype if weights and weights[0].dtype in DTYPES else None
         bases = {_base(c) for c in self.configs}
         if not getattr(model, "_supports_attention_backend", False):
             why = "its attention does not go through transformers' AttentionInterface"
@@ -328,6 +353,15 @@ class Hook:
             if self.refs == 0 and _hooks.pop(self.decoder(), None):
                 for handle in self.handles:
                     handle.remove()
+
+    def __reduce__(self):
+        return _left, ([handle.id for handle in self.handles + self.stashing],)
+
+    def shed(self, module):
+        for part in module.modules():
+            for name in REGISTERED:
+                for key in self.left:
+                    getattr(part, name).pop(key, None)
 
     def switch(self, thread, on):
         """Our attention functions in or out; told by forward and config object, for models and
@@ -380,6 +414,8 @@ class Hook:
         return link
 
     def before(self, module, args, kwargs):
+        if self.left:
+            return None if torch.compiler.is_compiling() else self.shed(module)
         if not torch.compiler.is_compiling() and self.under_way:
             self.recover()
         kwargs = {**dict(zip(self.names, args)), **kwargs}
@@ -421,6 +457,8 @@ class Hook:
             # 5.2 is one ahead of it after a prefill in chunks
             kwargs["cache_position"] = torch.arange(past, end, device=ids.device)
         press = self.press if link.pending else None
+        if press and self.dtype:
+            self.one_dtype(ids.device.type)
         last = press is not None and end >= (self.expected or 0)
         if press and self.expected and mask is not None:  # chunks: 5.2 and 4.56 get these wrong
             kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:end]
@@ -434,8 +472,20 @@ class Hook:
         self.switch(step.thread, True)
         return (), kwargs
 
+    def one_dtype(self, device):
+        """Under autocast projections give its dtype, while rotated keys have that of the tables."""
+        if not torch.is_autocast_enabled(device):
+            return
+        if (cast := torch.get_autocast_dtype(device)) != self.dtype:
+            raise HookError(
+                f"torch.autocast to {_name(cast)}, with a model in {_name(self.dtype)}: keys and "
+                "values come in two dtypes, a press needs one; remedy: read the prompt without "
+                f"autocast, or convert the model (`model.to(torch.{_name(cast)})`)",
+                "hook-dtype",
+            )
+
     def after(self, module, args, kwargs, output):
-        if step := kwargs.get("kvpc"):
+        if (step := kwargs.get("kvpc")) and not self.left:
             step.link.reading = False
             step.link.broken = output is None and step.rows is not None
             self.switch(step.thread, False)
@@ -478,9 +528,16 @@ class Hook:
         for name, value in captured.items():
             inputs[name] = _last(value, _amount(wanted[name]), rows.ends).detach()
         if "output_weight" in wanted:
-            inputs["output_weight"] = module.o_proj.weight.detach()
+            inputs["output_weight"] = self.outputs[module.layer_idx].weight.detach()
         if "rope" in wanted:
             inputs["rope"] = self.rope(module)
+        if layer.keys.dtype != layer.values.dtype:
+            raise HookError(
+                f"keys of layer {module.layer_idx} are {_name(layer.keys.dtype)}, its values "
+                f"{_name(layer.values.dtype)}; a press needs one dtype; remedy: convert the model "
+                "to one, and read the prompt without torch.autocast",
+                "hook-dtype",
+            )
         if step.state is None:
             step.state = _new_state()
         length = layer.tail()
@@ -501,17 +558,72 @@ class Hook:
     def rope(self, module):
         """The model's rotary embedding at this layer, as a press wants it: what gives the tables,
         for any position."""
-        source, kind = self.decoder().rotary_emb, ""
-        types = getattr(self.decoder().config, "layer_types", None)
-        if not hasattr(source, "inv_freq"):  # one table per kind of layer, from 5.0 on
-            kind = types[module.layer_idx] + "_"
-        frequencies = getattr(source, kind + "inv_freq")
+        source = self.decoder().rotary_emb
+        frequencies, scaling = self.frequencies(source, module)
         return {
-            "inverse_frequencies": frequencies.detach(),
-            "attention_scaling": float(getattr(source, kind + "attention_scaling")),
-            "layout": "half",
+            "inverse_frequencies": frequencies,
+            "attention_scaling": scaling,
+            "layout": "half",  # `supplies` has seen to it
             "width": 2 * frequencies.shape[-1],
         }
+
+    def kind(self, source, module):
+        """Of a layer, where `source` has one table per kind: from 5.0 on."""
+        types = getattr(self.decoder().config, "layer_types", None)
+        return () if hasattr(source, "inv_freq") else (types[module.layer_idx],)
+
+    def frequencies(self, source, module):
+        start = "".join(kind + "_" for kind in self.kind(source, module))
+        frequencies = getattr(source, start + "inv_freq").detach()
+        return frequencies, float(getattr(source, start + "attention_scaling"))
+
+    def supplies(self, press):
+        """Refuses presses that ask for what this model has not, or not as presses take it."""
+        takes = getattr(press, "dtypes", None)
+        if takes and self.dtype is not None and self.dtype not in takes:
+            takes = ", ".join(map(_name, takes))
+            raise HookError(
+                f"cannot attach to {self.model}: it is in {_name(self.dtype)}, and the press has "
+                f"code for {takes}; remedy: `model.to` one of these, or, if the press can have it, "
+                "compile it for more (`dtypes`)",
+                "hook-dtype",
+            )
+        asked = getattr(press, "inputs", ())
+        for name in asked:
+            if name not in SUPPLIED:
+                raise self.lacks(name)
+        if not {"unrotated_queries", "rope", "output_weight"} & set(asked):
+            return
+        configs = {id(config): copy.deepcopy(config) for config in self.configs}
+        for config in configs.values():
+            config._attn_implementation = PROBE
+        for module in self.attention:
+            if module.layer_idx not in self.order:
+                continue
+            wanted, layer = press.inputs_at(self.order[module.layer_idx]), module.layer_idx
+            turning = [name for name in ("unrotated_queries", "rope") if name in wanted]
+            try:
+                source = copy.deepcopy(self.decoder().rotary_emb).to("cpu", torch.float32)
+                tables = source(torch.zeros(1, 1), probe.POSITIONS, *self.kind(source, module))
+                trial = probe.Trial(module, configs[id(module.config)], tables)
+                layout, self.outputs[layer] = trial.layout(), trial.output()
+                if layout == "half" and not probe.is_half(
+                    tables, *self.frequencies(source, module)
+                ):
+                    layout = "other"
+            except Exception:  # whatever a module makes of a call that is not its model's
+                layout, self.outputs[layer] = None, None
+            if turning and layout != "half":
+                raise self.lacks(turning[0], LAYOUTS[layout].format(layer))
+            if "output_weight" in wanted and self.outputs[layer] is None:
+                why = "no projection of layer {} takes what attention gives as it is"
+                raise self.lacks("output_weight", why.format(layer))
+
+    def lacks(self, name, why=""):
+        why = f": {why}; remedy: a press without it" if why else ""
+        return HookError(
+            f"the press needs `{name}`, which {self.model} does not supply{why}", "hook-input"
+        )
 
     def finish(self, cache, attention_mask=None):
         """Compress a prompt that came in chunks and whose length was not told
@@ -549,6 +661,23 @@ class Hook:
                     link.pending = False
         finally:
             link.broken = len({layer.prefix is None for layer in layers}) > 1
+
+
+def _name(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def _linear(module):
+    return hasattr(module, "out_features") and isinstance(
+        getattr(module, "weight", None), torch.Tensor
+    )
+
+
+def _left(ids):
+    """The Hook of hooks that came along with a copy of a model: they go at its first call."""
+    hook = object.__new__(Hook)
+    hook.left = ids
+    return hook
 
 
 def _plain_cache(cache):
@@ -636,6 +765,47 @@ def _last(x, count, ends):
     return x.gather(-2, index.expand(*x.shape[:-2], -1, x.shape[-1]))
 
 
+class Generate:
+    """A model's `generate` within a `with`, on the instance: a forward cannot see where a prompt
+    ends that it feeds in chunks, nor that candidates come along."""
+
+    def __init__(self, model, hook, prompt_tokens):
+        self.own, self.stock = "generate" in vars(model), model.generate
+        self.model, self.hook, self.prompt_tokens = model, hook, prompt_tokens
+        functools.update_wrapper(self, self.stock)
+        model.generate = self
+
+    def leave(self):
+        vars(self.model).pop("generate", None)
+        if self.own:
+            self.model.generate = self.stock
+        self.model = self.hook = None
+
+    def __reduce__(self):
+        # A copy of the model has its own stock one: that of a bound method's copy is the copy's.
+        return _itself, (self.stock,)
+
+    def __call__(self, inputs=None, generation_config=None, *args, **kwargs):
+        model, hook = self.model, self.hook
+        if hook is None:  # kept from within a `with` that has ended
+            return self.stock(inputs, generation_config, *args, **kwargs)
+        names = list(inspect.signature(self.stock).parameters)
+        told = dict(zip(names, (inputs, generation_config, *args))) | kwargs
+        if hook.press is not None:
+            _refuse_candidates(model, told)
+        if _setting(model, told, "prefill_chunk_size") and hook.expected is None:
+            told = [inputs, *map(kwargs.get, ("input_ids", "inputs_embeds", "attention_mask"))]
+            hook.expected = max(x.shape[1] for x in told if x is not None)
+        try:
+            return self.stock(inputs, generation_config, *args, **kwargs)
+        finally:
+            hook.expected = self.prompt_tokens
+
+
+def _itself(x):
+    return x
+
+
 def _new_state():
     from . import State
 
@@ -653,6 +823,8 @@ def attach(model, press=None, prompt_tokens=None):
     the `with`.
     """
     prompt_tokens = _prompt_tokens(prompt_tokens)
+    while (inner := getattr(model, "_orig_mod", None)) is not None:  # torch.compile(model)
+        model = inner
     library.ops()  # attention's operator: a tracer cannot load a library
     with _lock:
         hook = Hook.of(model)
@@ -661,43 +833,20 @@ def attach(model, press=None, prompt_tokens=None):
                 "this model has a press attached already; remedy: compose the two presses into one",
                 "hook-nested",
             )
-        for name in getattr(press, "inputs", ()):
-            if name not in SUPPLIED:
-                raise HookError(
-                    f"the press needs `{name}`, which {hook.model} does not supply", "hook-input"
-                )
+        hook.supplies(press)
         hook.press, hook.expected, hook.entered = press, prompt_tokens, True
         hook.retain(1)
     asks = {"unrotated_queries", "hidden"} & set(getattr(press, "inputs", ()))
-    handles = [
+    hook.stashing = [
         m.register_forward_pre_hook(_stash, with_kwargs=True) for m in hook.attention if asks
     ]
-    generate, own = getattr(model, "generate", None), "generate" in vars(model)
-    if generate:
-        names = list(inspect.signature(generate).parameters)
-
-        @functools.wraps(generate)
-        def generate_in_chunks(inputs=None, generation_config=None, *args, **kwargs):
-            # a forward cannot see where a prompt ends that generate() feeds in chunks
-            told = dict(zip(names, (inputs, generation_config, *args))) | kwargs
-            if press is not None:
-                _refuse_candidates(model, told)
-            if _setting(model, told, "prefill_chunk_size") and hook.expected is None:
-                told = [inputs, *map(kwargs.get, ("input_ids", "inputs_embeds", "attention_mask"))]
-                hook.expected = max(x.shape[1] for x in told if x is not None)
-            try:
-                return generate(inputs, generation_config, *args, **kwargs)
-            finally:
-                hook.expected = prompt_tokens
-
-        model.generate = generate_in_chunks
+    generate = Generate(model, hook, prompt_tokens) if hasattr(model, "generate") else None
     try:
         yield hook
     finally:
-        vars(model).pop("generate", None)
-        if own:
-            model.generate = generate
-        for handle in handles:
+        if generate:
+            generate.leave()
+        for handle in hook.stashing:
             handle.remove()
         hook.recover()
         hook.press, hook.expected, hook.entered = None, None, False

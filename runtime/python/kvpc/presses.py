@@ -19,6 +19,8 @@ from .errors import (
     of_runtime,
 )
 
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
 
 @dataclass
 class Output:
@@ -164,6 +166,11 @@ class Press:
     def reuse(self):
         """Layers that share one choice; 0: each layer chooses."""
         return self.info.reuse
+
+    @property
+    def dtypes(self):
+        """Of keys and values, as torch has them: those that there is code for."""
+        return tuple(DTYPES[name] for name in self.module.header["dtypes"])
 
     def inputs_at(self, layer):
         """`inputs` of one layer: one that takes another's choice needs fewer."""

@@ -1,0 +1,118 @@
+"""What an attention module does around its attention, found by trying a copy of it.
+
+Models differ in how they rotate queries and keys (which channels pair, layers that rotate nothing)
+and in which of their projections follows the attention. Nothing says so for all of them, but it
+shows: the same numbers in the place of all projections, once with rotary tables and once with tables
+that turn nothing. Neither weights nor hooks of the module are touched.
+"""
+
+import copy
+import itertools
+
+import torch
+
+POSITIONS = torch.tensor([[1, 4, 9]])  # few, and none that every table leaves as it is
+
+
+class Projection(torch.nn.Module):
+    """Stands for a linear layer: always the same numbers, and a note of what it was given."""
+
+    def __init__(self, linear, seed):
+        super().__init__()
+        self.linear, self.seed, self.given = (linear,), seed, None  # a tuple: no child of this one
+
+    def forward(self, x):
+        self.given = x
+        return _numbers(self.seed, *x.shape[:-1], self.linear[0].out_features)
+
+
+def _numbers(seed, *shape):
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
+
+
+def _skeleton(module, seeds):
+    """A copy with projections that cost nothing; norms and the like are as they are."""
+    if hasattr(module, "out_features"):
+        return Projection(module, next(seeds))
+    new, own = copy.copy(module), vars(module)
+    for name in own:
+        if name.endswith("_hooks"):  # the user's
+            vars(new)[name] = type(own[name])()
+    vars(new).pop("forward", None)  # of wrappers, such as move weights between devices
+    for name in ("_parameters", "_buffers"):
+        vars(new)[name] = {n: _plain(x) for n, x in own[name].items()}
+    vars(new)["_modules"] = {n: m and _skeleton(m, seeds) for n, m in own["_modules"].items()}
+    new.training = False
+    return new
+
+
+def _plain(x):
+    if x is None or not x.is_floating_point():
+        return x
+    return x.detach().to("cpu", torch.float32)
+
+
+class Trial:
+    """One attention module. `config`: a copy of its own, set to call `attention` below."""
+
+    @torch.no_grad()
+    def __init__(self, module, config, tables):
+        self.skeleton = _skeleton(module, itertools.count(1))
+        self.skeleton.config, self.hidden = config, torch.zeros(1, 3, config.hidden_size)
+        self.cos, self.sin = tables
+        self.turned = self._call(self.cos, self.sin)
+        self.plain = self._call(torch.ones_like(self.cos), torch.zeros_like(self.sin))
+
+    def _call(self, cos, sin):
+        self.seen = None
+        self.skeleton(
+            hidden_states=self.hidden,
+            position_embeddings=(cos, sin),
+            attention_mask=None,
+            kvpc=self,
+        )
+        return self.seen
+
+    def layout(self):
+        """How queries and keys are rotated: "half", "none", or "other"."""
+        found = {self._layout(x, y) for x, y in zip(self.plain, self.turned)}
+        return found.pop() if len(found) == 1 else "other"
+
+    def _layout(self, plain, turned):
+        if _same(plain, turned):
+            return "none"
+        width = self.cos.shape[-1]
+        a, b = plain[..., :width].chunk(2, -1)
+        half = plain[..., :width] * self.cos[:, None]
+        half = half + torch.cat([-b, a], -1) * self.sin[:, None]
+        return "half" if _same(torch.cat([half, plain[..., width:]], -1), turned) else "other"
+
+    def output(self):
+        """The module's own projection that takes what attention gives, or None."""
+        found = [
+            m.linear[0]
+            for m in self.skeleton.modules()
+            if isinstance(m, Projection) and _same(m.given, self.out.flatten(2))
+        ]
+        weight = getattr(found[0], "weight", None) if len(found) == 1 else None
+        shape = None if weight is None else tuple(weight.shape)
+        plain = shape == (self.hidden.shape[-1], self.out[0, 0].numel())
+        return found[0] if plain and weight.is_floating_point() else None
+
+
+def attention(module, query, key, value, attention_mask, *args, kvpc, **kwargs):
+    """What the copy takes for its attention."""
+    kvpc.seen = query, key
+    kvpc.out = _numbers(0, query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
+    return kvpc.out, None
+
+
+def is_half(tables, inverse_frequencies, scaling):
+    """Whether rotary tables at POSITIONS repeat the frequencies one after the other."""
+    angles = POSITIONS[..., None] * inverse_frequencies.repeat(2)
+    return all(_same(f(angles) * scaling, x) for f, x in zip((torch.cos, torch.sin), tables))
+
+
+def _same(a, b):
+    return a is not None and a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-4)
