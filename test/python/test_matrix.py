@@ -102,7 +102,7 @@ CASES = {
         arguments=HALF | {"mu": _mean, "cov": _covariance, "eps": 0.01},
         call=LAYER,
         rope=True,
-        many=1200,  # the reference holds a token's channels times channels
+        many=600,  # the reference holds a token's channels times channels
     ),
     "expected_attention": Case(
         1e-5,
@@ -110,11 +110,11 @@ CASES = {
         arguments=HALF | {"sink": 5},
         rope=True,
         unrotated=True,
-        many=1200,
+        many=600,
     ),
     # Sums over as many queries as there are tokens; the reference holds all of them at once.
-    "observed_attention": Case(5e-6, whole=True, arguments=HALF, many=1200),
-    "finch_score": Case(5e-6, whole=True, arguments=HALF | {"window": 40}, many=1200),
+    "observed_attention": Case(5e-6, whole=True, arguments=HALF, many=600),
+    "finch_score": Case(5e-6, whole=True, arguments=HALF | {"window": 40}, many=600),
     "composed": Case(
         1e-6,
         window=16,
