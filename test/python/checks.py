@@ -1,6 +1,5 @@
 """What the tests of compiled presses share: inputs, the reference's answer to given scores, bounds."""
 
-import subprocess
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,7 +172,7 @@ def selected_by_reference(press, call, given=None):
             f"--layers={made.layers}",
             f"--scale={scale!r}",
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = library.run(command)
         assert done.returncode == 0, done.stderr
         out = load_file(outputs)
     lengths = out["lengths"]

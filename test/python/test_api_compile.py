@@ -1,8 +1,10 @@
 """kvpc.compile and kvpc.press: what they ask of the compiler, their cache, their errors."""
 
+import errno
 import json
 import os
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -143,6 +145,30 @@ def test_no_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("KVPC_COMPILER", str(tmp_path / "none"))
     with pytest.raises(kvpc.CompilerNotFound, match="set KVPC_COMPILER"):
         kvpc.compile("snapkv")
+
+
+def test_compiler_that_does_not_start(compiler, monkeypatch):
+    """For a moment, or at all."""
+    real, failures, tried = subprocess.run, [], []
+
+    def run(command, **options):
+        tried.append(command)
+        if failures:
+            raise OSError(failures.pop(), "Bad Address", str(command[0]))
+        return real(command, **options)
+
+    monkeypatch.setattr("kvpc.library.subprocess.run", run)
+    monkeypatch.setattr("kvpc.library.time.sleep", lambda seconds: None)
+    failures += [errno.EFAULT, errno.ENOMEM]
+    kvpc.compile("snapkv")
+    failures += [errno.EFAULT] * 3
+    with pytest.raises(kvpc.Error, match=r"cannot start `.*`: bad address"):
+        kvpc.compile("snapkv", channels=64)
+    failures.append(errno.EACCES)
+    tried.clear()
+    with pytest.raises(kvpc.Error, match="cannot start"):
+        kvpc.compile("snapkv", channels=64)
+    assert len(tried) == 1
 
 
 def test_numbers_of_numpy(compiler):

@@ -23,7 +23,7 @@ def reference(compiler, monkeypatch):  # noqa: F811
             done.returncode, done.stderr = 1, repr(error)
         return done
 
-    monkeypatch.setattr("kvpc.reference.subprocess.run", run)
+    monkeypatch.setattr("kvpc.library.run", run)
     return compiler
 
 

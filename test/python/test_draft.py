@@ -2,7 +2,6 @@
 point, and compiles or is told what is not implemented yet, at its place."""
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ GIVEN = {
 
 def kvpc(*arguments):
     command = [library.compiler(), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return library.run(command)
 
 
 def needs(name):

@@ -6,7 +6,6 @@ another order, factors of one, lets in another order. What a plan costs is read 
 """
 
 import re
-import subprocess
 from collections import Counter
 
 import pytest
@@ -221,7 +220,7 @@ score s() = {
 def plan(tmp_path, source, level):
     path = tmp_path / "program.kv"
     path.write_text(source)
-    done = subprocess.run(
+    done = library.run(
         [
             library.compiler(),
             "compile",
@@ -234,9 +233,6 @@ def plan(tmp_path, source, level):
             "--target=x86-64-v3",
             level,
         ],
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

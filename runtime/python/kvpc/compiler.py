@@ -304,10 +304,7 @@ _versions = {}
 def _version(executable, stamp):
     key = (executable, stamp)
     if key not in _versions:
-        done = subprocess.run(
-            [executable, "--version"], capture_output=True, text=True, check=False
-        )
-        _versions[key] = done.stdout.strip()
+        _versions[key] = library.run([executable, "--version"]).stdout.strip()
     return _versions[key]
 
 
@@ -332,15 +329,8 @@ def _make(executable, name, text, options, place):
             (Path(folder) / name).write_bytes(_bytes(text))
         made = Path(folder) / "module.kvm"
         command = [executable, "compile", name, "-o", made, *options]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            stdin=subprocess.DEVNULL,
-            cwd=folder,  # where a name of the library is the name of no file
-        )
+        # In a folder where a name of the library is the name of no file.
+        done = library.run(command, stdin=subprocess.DEVNULL, cwd=folder)
         if done.returncode or not made.exists():
             kind = {1: "", 2: "the command line is wrong: "}.get(
                 done.returncode, f"the compiler failed with exit code {done.returncode}: "

@@ -5,9 +5,12 @@ parts beside it. In a source tree, they are those of build/release. The environm
 KVPC_BUILD names another folder, KVPC_COMPILER another executable.
 """
 
+import errno
 import os
 import shutil
+import subprocess
 import threading
+import time
 from pathlib import Path
 
 import torch
@@ -78,3 +81,27 @@ def compiler():
         + ("" if named else " nor on the PATH")
         + "; build the target `kvpc`, or set KVPC_COMPILER to its path"
     )
+
+
+# What passes: memory is short, or the executable is just being replaced. EFAULT is what the kernel
+# says of arguments that it could not read, seen once in 30,000 starts, from several threads.
+_PASSING = (errno.EAGAIN, errno.EFAULT, errno.ENOMEM, errno.ETXTBSY)
+
+
+def run(command, **options):
+    """Runs a command whose first word is the compiler, to its end; its output is captured as text.
+
+    A process that cannot be started for a passing reason is tried again twice, in 0.1 and 0.5 s.
+    options: more of subprocess.run's.
+    Errors: kvpc.Error, where it cannot be started.
+    """
+    pauses = [0.5, 0.1]
+    while True:
+        try:
+            return subprocess.run(
+                command, capture_output=True, text=True, errors="replace", check=False, **options
+            )
+        except OSError as error:
+            if not pauses or error.errno not in _PASSING:
+                raise Error(f"cannot start `{command[0]}`: {error.strerror.lower()}") from None
+            time.sleep(pauses.pop())

@@ -15,7 +15,6 @@ scalars as `--set NAME=VALUE` and options. It returns keys, values, tokens, chan
 dropped) and lengths [batch, head]; with --scores, scores and protected.
 """
 
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -174,7 +173,7 @@ def _run(press, call, state, scores):
             following = call.layer % press.reuse
             kept.write_bytes(state.reference[1] if following else b"")
             command.append(f"--state={kept}")
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = library.run(command)
         if done.returncode:
             reason = done.stderr.strip() or f"exit code {done.returncode}"
             raise Error(f"the reference interpreter failed: {reason}")
