@@ -212,7 +212,8 @@ std::pair<Value, StringRef> kvpc::kvplan::originOf(Value tensor, StringRef axis,
         tensor = pick.getIndex();
         continue;
       }
-      if (picked && originOf(pick.getInput(), pick.getAxis()).second == "part")
+      if (picked && pick.getInput().getType().hasAxis(axis) &&
+          originOf(pick.getInput(), pick.getAxis()).second == "part")
         *picked = true;
     }
     if (isa<kvp::InputOp, kvp::PositionOp, kvp::CausalOp, kvp::IotaOp, kvp::UniformOp>(op))

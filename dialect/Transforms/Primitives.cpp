@@ -398,7 +398,8 @@ public:
   void visit(Operation *op) {
     if (auto pick = dyn_cast<kvp::AtOp>(op))
       return at(pick);
-    if (there.empty())
+    Value met = ofOtherParts(op);
+    if (there.empty() && !met)
       return;
     TypeSwitch<Operation *>(op)
         .Case([&](kvp::ReduceOp reduce) {
@@ -426,7 +427,8 @@ public:
           set(shift.getResult(), kept);
         })
         .Case([&](kvp::DotOp dot) {
-          Value kept = both(op, there.lookup(dot.getLhs()), there.lookup(dot.getRhs()));
+          Value kept =
+              both(op, met, both(op, there.lookup(dot.getLhs()), there.lookup(dot.getRhs())));
           if (!has(kept, dot.getOver())) {
             set(dot.getResult(), kept);
             return;
@@ -450,7 +452,7 @@ public:
         .Default([&](Operation *other) {
           if (other->getNumResults() != 1 || !isa<NamedTensorType>(other->getResult(0).getType()))
             return;
-          Value kept;
+          Value kept = met;
           for (Value operand : other->getOperands())
             kept = both(other, kept, there.lookup(operand));
           set(other->getResult(0), kept);
@@ -473,6 +475,31 @@ private:
   void set(Value v, Value condition) {
     if (condition)
       there[v] = condition;
+  }
+  /// Slots of the parts of `x`, if some may be missing: null, or which are there.
+  static Value slotsThere(Operation *op, Value x, StringRef slot) {
+    kvplan::Slots slots = kvplan::slotsAlong(x, slot);
+    if (!slots || slots.partition.getWhole())
+      return {};
+    Decompose b = before(op);
+    return b.present(slots.partition, kvp::IndexOp::create(b.b, x, slots.part),
+                     kvp::IndexOp::create(b.b, x, slot));
+  }
+  /// Where slots of two axes of parts meet under one name, a value's axes tell those of the first
+  /// operand: null, or which the others have.
+  static Value ofOtherParts(Operation *op) {
+    if (!isa<kvp::MapOp, kvp::DotOp, kvp::RotateOp>(op))
+      return {};
+    Value met;
+    llvm::StringMap<StringRef> partsOf;
+    for (Value x : op->getOperands()) {
+      auto type = dyn_cast<NamedTensorType>(x.getType());
+      for (kvp::AxisAttr axis : type ? type.getAxes() : ArrayRef<kvp::AxisAttr>())
+        if (kvplan::Slots slots = kvplan::slotsAlong(x, axis.getName()))
+          if (partsOf.try_emplace(axis.getName(), slots.part).first->second != slots.part)
+            met = both(op, met, slotsThere(op, x, axis.getName()));
+    }
+    return met;
   }
   static Value both(Operation *op, Value a, Value c) {
     return !a || !c || a == c ? (a ? a : c) : before(op).map(Fn::And, {a, c});
@@ -523,8 +550,12 @@ private:
       kept = both(op, kept,
                   b.present(slots.partition, part, kvp::IndexOp::create(b.b, x, own.getName())));
     }
-    if (isa<NamedTensorType>(index.getType()))
+    if (auto type = dyn_cast<NamedTensorType>(index.getType())) {
       kept = both(op, kept, there.lookup(index));
+      for (kvp::AxisAttr own : type.getAxes()) // as many as parts of the index have
+        if (cast<NamedTensorType>(x.getType()).hasAxis(own.getName()))
+          kept = both(op, kept, slotsThere(op, index, own.getName()));
+    }
     set(pick.getResult(), kept);
   }
 };

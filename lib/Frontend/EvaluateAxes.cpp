@@ -368,14 +368,15 @@ Value Evaluator::evaluateIndex(const CallExpr &call, const Arguments &args, Env 
       *like = materialize(*like, loc);
     out.part = like->part;
   } else if (axis.text == "token") {
-    out.value = emitter.create<kvp::PositionOp>(loc, current.cache);
+    out.value = placesOfHeads(emitter.create<kvp::PositionOp>(loc, current.cache), loc);
     return out;
   } else {
     like = tensorWith(axis, env, loc);
   }
   if (!like)
     return Poison();
-  out.value = emitter.create<kvp::IndexOp>(loc, like->value, emitter.string("axis", axis.text));
+  out.value = placesOfHeads(
+      emitter.create<kvp::IndexOp>(loc, like->value, emitter.string("axis", axis.text)), loc);
   if (const Tensor::Renamed *r = like->findRenamed(axis.text))
     out.renamed.push_back({r->name, r->entries, ""});
   if (axis.text == "channel" && current.last("channel"))

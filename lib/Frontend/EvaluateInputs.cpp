@@ -48,7 +48,7 @@ Value Evaluator::hostValue(const NameExpr &name) {
     llvm::SmallVector<mlir::NamedAttribute> attributes;
     if (text != "position")
       attributes.push_back(emitter.unit("original"));
-    out.value = emitter.create<kvp::PositionOp>(loc, current.cache, attributes);
+    out.value = placesOfHeads(emitter.create<kvp::PositionOp>(loc, current.cache, attributes), loc);
     return out;
   }
   auto which = llvm::StringSwitch<std::optional<Dim>>(text)

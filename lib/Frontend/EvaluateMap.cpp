@@ -168,6 +168,16 @@ mlir::Value Evaluator::always(mlir::Value like, StringRef axis, mlir::Location l
   return mapTensor(Fn::Le, {emitter.constant(loc, Number::of(int64_t(0))), index}, loc);
 }
 
+mlir::Value Evaluator::placesOfHeads(mlir::Value places, mlir::Location loc) {
+  if (!places || !current.ragged())
+    return places;
+  auto type = llvm::cast<kvp::NamedTensorType>(places.getType());
+  if (type.hasAxis("head") || llvm::none_of(type.getAxes(), kvp::isEntryAxis))
+    return places;
+  Tensor keys = input(kvp::Input::Keys, current.cache, std::nullopt, loc);
+  return mapTensor(Fn::Where, {always(keys.value, "head", loc), places, places}, loc);
+}
+
 mlir::Value Evaluator::spread(const Host &host, mlir::Value like, StringRef axis,
                               mlir::Location loc) {
   mlir::Value scalar = get(host, loc);

@@ -192,6 +192,8 @@ private:
     return emitter.map(loc, fn, operands);
   }
   mlir::Value orNull(mlir::Value a, mlir::Value b, mlir::Location loc);
+  /// Places along an entry axis: of each head its own, once heads kept different numbers.
+  mlir::Value placesOfHeads(mlir::Value places, mlir::Location loc);
   /// A condition over `axis` of `like` that always holds.
   mlir::Value always(mlir::Value like, llvm::StringRef axis, mlir::Location loc);
   /// The host scalar over `axis` of `like`.

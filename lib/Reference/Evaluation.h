@@ -52,6 +52,7 @@ private:
   llvm::Error checkExtents(mlir::Operation *op) const;
   int64_t extentOf(mlir::Value value, llvm::StringRef axis) const;
   llvm::Error leaveOutSlots(mlir::Operation *op, Tensor &result);
+  void leaveOutPlaces(mlir::Operation *op, Tensor &result);
   Tensor tensorMap(kvp::MapOp op) const;
   llvm::Expected<Tensor> turn(mlir::Operation *op) const;
 

@@ -60,8 +60,9 @@ int64_t Evaluation::extentOf(mlir::Value value, llvm::StringRef axis) const {
   if (!known || !like.present->has("head")) {
     // One value for all heads, of which each has the entries that it kept.
     auto [origin, name] = kvplan::originOf(value, axis);
-    if (auto position = origin.getDefiningOp<kvp::PositionOp>(); position && name == "token")
-      return cache(position.getCache()).tokens[*head].size();
+    if (origin.getDefiningOp() && name == "token" &&
+        isa<kvp::PositionOp, kvp::InputOp>(origin.getDefiningOp()))
+      return cache(origin.getDefiningOp()->getOperand(0)).tokens[*head].size();
     if (auto partition = origin.getDefiningOp<kvp::PartitionOp>();
         partition && name == "part" && values.count(origin)) {
       int64_t n = extentOf(partition.getInput(), partition.getAxis());
@@ -111,6 +112,34 @@ llvm::Error Evaluation::leaveOutSlots(mlir::Operation *op, Tensor &result) {
         both(result.present, cutOf(slots.partition, *this).slots(extent, slots.part, axis.name));
   }
   return llvm::Error::success();
+}
+
+/// Where values over places alone meet heads that kept different numbers of entries, each head has
+/// the places that it kept.
+void Evaluation::leaveOutPlaces(mlir::Operation *op, Tensor &result) {
+  const Axis *heads = result.find("head");
+  if (!heads || !mlir::isa<kvp::MapOp>(op))
+    return;
+  for (mlir::Value operand : op->getOperands()) {
+    auto type = mlir::dyn_cast<kvp::NamedTensorType>(operand.getType());
+    if (!type || type.hasAxis("head") || !values.count(operand))
+      continue;
+    for (kvp::AxisAttr axis : type.getAxes()) {
+      if (!kvp::isEntryAxis(axis))
+        continue;
+      int64_t extent = tensor(operand).extent(axis.getName());
+      Tensor there({*heads, {axis.getName().str(), extent}}, Element::Bool);
+      std::optional<int64_t> outer = head;
+      for (int64_t h = 0; h < heads->extent; ++h) {
+        head = h;
+        std::fill_n(there.bools.begin() + h * extent,
+                    std::min(extentOf(operand, axis.getName()), extent), 1);
+      }
+      head = outer;
+      if (llvm::is_contained(there.bools, 0))
+        result.present = both(result.present, std::make_shared<const Tensor>(std::move(there)));
+    }
+  }
 }
 
 llvm::Expected<Value> Evaluation::executeTensor(mlir::Operation *op) {
@@ -208,6 +237,7 @@ llvm::Expected<Value> Evaluation::executeTensor(mlir::Operation *op) {
     return result.takeError();
   if (llvm::Error error = leaveOutSlots(op, *result))
     return error;
+  leaveOutPlaces(op, *result);
   return std::make_shared<const Tensor>(std::move(*result));
 }
 

@@ -588,6 +588,23 @@ score m() = {
   return x.sum(slot).sum(part) + (x.max(part) + p.min(slot)).rename(slot -> s).mean(s).max(part) * position
 }
 """,
+    # Each has the slots that both parts have; or the part that is picked, and the one that picks.
+    "slots_of_two_axes_of_parts": """
+score m() = {
+  let p = keys.norm(channel).partition(token, 16)
+  let q = p.rename(part -> q)
+  return (q * p).sum(slot).max(q).sum(part) * position + dot(p, q, slot).min(q).max(part)
+    + (q + p.max(slot)).mean(slot).sum(q).max(part) + where(q > p, p, q).rank(slot).max(slot, q, part)
+}
+""",
+    "parts_picked_by_slots": """
+score m() = {
+  let p = keys.norm(channel).partition(token, 16)
+  let before = p.index(part) - p.index(slot)
+  return p.at(part, before).sum(slot).max(part) * position + (p.at(part, 2 * before) > 4).count(slot, part) * 0.1
+    + p.mean(slot).at(part, before).sum(slot).max(part) * position
+}
+""",
     "whole_parts_of_ragged_heads": """
 press a() = keys.norm(channel) |> topk(keep(12 + index(head)))
 press m() = compose(a(), values.norm(channel).partition(token, 4, from = 2, whole = true).max(slot) |> topk(drop(0.3)))
@@ -597,6 +614,16 @@ press a() = keys.norm(channel) |> topk(keep(12 + 2 * index(head)))
 press b() = {
   let p = values.norm(channel).partition(token, 4, from = 3, whole = true)
   return p.join(fill = 3) * p.max(slot).mean(part) - p.sum(slot).std(part) |> topk(drop(0.4))
+}
+press m() = compose(a(), b())
+""",
+    "places_of_ragged_heads_in_order": """
+press a() = keys.norm(channel) |> topk(keep(12 + 3 * index(head)))
+press b() = {
+  let place = (position % 7) - index(values, token) / length
+  let p = position.partition(token, 5)
+  return keys.norm(channel) + (position * 1.0).softmax(token) * 40 - place.rank(token)
+    + p.index(part).max(part) / 5 + (p.index(part) % 3).rank(part).max(part) |> topk(drop(0.3))
 }
 press m() = compose(a(), b())
 """,
