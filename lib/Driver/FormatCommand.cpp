@@ -9,7 +9,7 @@ using namespace kvpc;
 using namespace kvpc::driver;
 
 static int formatFile(llvm::StringRef path, bool inPlace, bool check) {
-  auto buffer = readFile(path);
+  auto buffer = readProgramFile(path);
   if (!buffer)
     return failure(buffer.takeError());
   Session session;

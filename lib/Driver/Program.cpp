@@ -30,7 +30,16 @@ kvp::PressOp Program::findPress(llvm::StringRef name) {
   return nullptr;
 }
 
-static int loadModule(llvm::StringRef path, Program &program) {
+static int loadModule(const llvm::opt::InputArgList &options, llvm::StringRef path,
+                      Program &program) {
+  // What was decided when it was compiled.
+  for (OptionId id :
+       {OPT_D, OPT_I, OPT_O, OPT_dtype_EQ, OPT_channels_EQ, OPT_target_EQ, OPT_workspace_EQ})
+    if (const llvm::opt::Arg *given = options.getLastArg(id))
+      return usageError(
+          "`" + given->getSpelling() + given->getValue() + "` is of compiling, and `" + path +
+          "` is compiled; give it the program" +
+          (id == OPT_D ? ", or set a run-time parameter with `--set <name>=<value>`" : ""));
   auto header = runtime::readHeader(span(program.bytes), path.str());
   if (!header)
     return failure(header.error().text());
@@ -51,14 +60,14 @@ int driver::loadProgram(const llvm::opt::InputArgList &options, llvm::StringRef 
   if (auto buffer = llvm::MemoryBuffer::getFile(argument, false, false);
       argument != "-" && buffer && (*buffer)->getBuffer().starts_with("\177ELF")) {
     program.bytes = (*buffer)->getBuffer().str();
-    return loadModule(argument, program);
+    return loadModule(options, argument, program);
   }
   if (argument.ends_with(".kvm")) {
     auto buffer = readFile(argument, "kvm-file");
     if (!buffer)
       return failure(buffer.takeError());
     program.bytes = (*buffer)->getBuffer().str();
-    return loadModule(argument, program);
+    return loadModule(options, argument, program);
   }
   auto source = readSource(argument);
   if (!source)

@@ -55,6 +55,15 @@ llvm::Expected<std::unique_ptr<llvm::MemoryBuffer>> driver::readFile(llvm::Strin
   return std::move(*buffer);
 }
 
+llvm::Expected<std::unique_ptr<llvm::MemoryBuffer>> driver::readProgramFile(llvm::StringRef path) {
+  auto buffer = readFile(path);
+  if (buffer && (*buffer)->getBuffer().starts_with("\177ELF"))
+    return llvm::createStringError("`" + path +
+                                   "` is a compiled module, not a program; `kvpc inspect` says "
+                                   "what is in it [kvpc-program]");
+  return buffer;
+}
+
 llvm::Expected<Source> driver::readSource(llvm::StringRef argument) {
   bool declared = false;
   const LibraryFile *named = findDeclaration(argument, declared);
@@ -63,13 +72,9 @@ llvm::Expected<Source> driver::readSource(llvm::StringRef argument) {
       argument == "-" || argument.contains('/') || argument.ends_with(".kv") ||
       (llvm::sys::fs::exists(argument) && !(named && llvm::sys::fs::is_directory(argument)));
   if (isFile) {
-    auto buffer = readFile(argument);
+    auto buffer = readProgramFile(argument);
     if (!buffer)
       return buffer.takeError();
-    if ((*buffer)->getBuffer().starts_with("\177ELF"))
-      return llvm::createStringError("`" + argument +
-                                     "` is a compiled module, not a program; `kvpc inspect` says "
-                                     "what is in it [kvpc-program]");
     return Source{argument == "-" ? "<stdin>" : argument.str(), (*buffer)->getBuffer().str(), ""};
   }
   if (named)
@@ -115,6 +120,8 @@ bool driver::readCompileInput(const opt::InputArgList &options, const Source &so
                  "`-D [<press>.]<name>=<value>`");
       return false;
     }
+    // Of two, the later one counts.
+    llvm::erase_if(input.defines, [&](const auto &earlier) { return earlier.name == name.trim(); });
     input.defines.push_back({name.trim().str(), value.str()});
   }
   return true;

@@ -24,6 +24,9 @@ llvm::Expected<Source> readSource(llvm::StringRef argument);
 llvm::Expected<std::unique_ptr<llvm::MemoryBuffer>> readFile(llvm::StringRef path,
                                                              llvm::StringRef code = "kvpc-file");
 
+/// The same of a program: a compiled module is refused.
+llvm::Expected<std::unique_ptr<llvm::MemoryBuffer>> readProgramFile(llvm::StringRef path);
+
 /// The context of one command, with messages to the standard error.
 struct Session {
   Session();

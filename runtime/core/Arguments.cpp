@@ -97,7 +97,7 @@ Result<const Parameter *> findBudget(const PressHeader &press, const std::string
                budgets.empty() ? "`" + press.name + "` has no budget for `" + name + "` to set"
                                : "`" + press.name + "` has budgets " + quoteList(budgets) +
                                      "; give each by its name, e.g. `" + budgets[0] + "` = `" +
-                                     name + (name == "keep" ? "(1024)`" : "(0.5)`")};
+                                     (name == "keep" ? "keep(1024)`" : "drop(0.5)`")};
 }
 
 /// `drop = 0.5` and its like, as a budget.

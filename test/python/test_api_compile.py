@@ -96,7 +96,7 @@ def test_sources(compiler, tmp_path):
     (tmp_path / "part.kv").write_text("# 1")
     (tmp_path / "lib/far.kv").write_text("# 1")
     file = tmp_path / "mine.kv"
-    file.write_text("import part\nimport far\n" + text)
+    file.write_text(text + "fn f() = 1 import part import # why\n  far\n")
     one = kvpc.compile(file, include=[tmp_path / "lib"])
     assert compiler()[-1]["arguments"][0] == str(file)
     assert kvpc.compile(str(file), include=[tmp_path / "lib"]).path == one.path

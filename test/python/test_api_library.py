@@ -1,5 +1,6 @@
 """From the library's source to results: kvpc.press and kvpc.compile with the real compiler."""
 
+import re
 import subprocess
 
 import pytest
@@ -221,6 +222,23 @@ def test_layers_that_share_a_choice():
         leader = outs[0]
     with pytest.raises(kvpc.StateError, match="no state is given"):
         press.compress(keys, values, layer=1, layers=4)
+
+
+def test_budgets_and_their_shorthands():
+    source = (
+        "press p(keep: int = 8 in 1..) = "
+        "attention(queries.last(keep), keys).mean(query, group) |> topk(drop(0.5))"
+    )
+    with pytest.raises(kvpc.ArgumentError, match=r"`keep=` is a budget here.*defines"):
+        kvpc.press(source, keep=4)
+    assert kvpc.press(source, defines={"keep": 4}).inputs == {"queries": 4}
+    two = "press p(a: budget = keep(9), b: budget = keep(9)) = compose(knorm() |> topk(a), keydiff() |> topk(b))"
+    module = kvpc.compile(two, **QUICK)
+    for name, advice in (("compression_ratio", "drop(0.5)"), ("keep", "keep(1024)")):
+        with pytest.raises(kvpc.ArgumentError, match=re.escape(f"`a` = `{advice}`")):
+            module.press(**{name: 0.5})
+    with pytest.raises(kvpc.ArgumentError, match="`a` is not a number of 64 bits"):
+        module.press(a=10**400, b=kvpc.keep(3))
 
 
 def test_static_parameters_of_wrong_types():

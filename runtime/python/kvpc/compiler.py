@@ -88,6 +88,10 @@ def compile(
     return load(place)
 
 
+# What `press` takes for the only budget.
+_BUDGETS = ("drop", "keep", "compression_ratio")
+
+
 def press(program, *, name=None, defines=None, **parameters):
     """A press of the library (or of a file, or of source text), compiled with its static parameters.
 
@@ -102,15 +106,13 @@ def press(program, *, name=None, defines=None, **parameters):
     sure = {
         key: value
         for key, value in parameters.items()
-        if (isinstance(value, bool) and key not in ("drop", "keep", "compression_ratio"))
+        if (isinstance(value, bool) and key not in _BUDGETS)
         or (isinstance(value, str) and "(" in value)
     }
     scalars = {
         key: value
         for key, value in parameters.items()
-        if key not in sure
-        and key not in ("drop", "keep", "compression_ratio")
-        and isinstance(value, int | float)
+        if key not in sure and key not in _BUDGETS and isinstance(value, int | float)
     }
     static = _static(program, name, defines | sure, scalars) if scalars else {}
     module = compile(program, defines=defines | sure | static, press=name)
@@ -118,6 +120,12 @@ def press(program, *, name=None, defines=None, **parameters):
     known = module.presses[chosen].parameters if chosen in module.presses else {}
     fixed = {*sure, *static, *(k for k in scalars if k in known and known[k].static)}
     for key in known.keys() & parameters.keys() - fixed:
+        if known[key].static and key in _BUDGETS:
+            raise ArgumentError(
+                f"`{key}=` is a budget here, and a static parameter of `{chosen}`; give that as "
+                f"`defines={{'{key}': ...}}`",
+                "kvm-parameter",
+            )
         if known[key].static and parameters[key] is not None:
             raise _wrong(key, parameters[key], _NEEDED.get(known[key].type, "a number"))
     return module.press(chosen, **{k: v for k, v in parameters.items() if k not in fixed})
@@ -315,7 +323,8 @@ def _texts(source, folder, include):
     while waiting:
         text = waiting.pop()
         texts.append(text)
-        for name in re.findall(r"^\s*import\s+(\w+)", text, re.MULTILINE):
+        # Anywhere in a line, with comments between: a name too many does no harm.
+        for name in re.findall(r"import(?:\s|#[^\n]*\n)+([\w']+)", text):
             path = next((f / f"{name}.kv" for f in folders if (f / f"{name}.kv").exists()), None)
             if path and path not in seen:
                 seen.add(path)

@@ -495,6 +495,8 @@ def _plain(name, value):
     """An argument as JSON has it."""
     if isinstance(value, Budget):
         return {value.kind: _plain(name, value.amount)}
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ArgumentError(f"`{name}` is not a number of 64 bits", "kvm-parameter")
     if isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
