@@ -135,7 +135,7 @@ class Ours:
                 layer = cache.layers[module.layer_idx]
                 layer.update(*(x.clone() for x in given))
                 captured = self._captured(hook.order[module.layer_idx], given[0].shape[2])
-                hook.compress(step, module, layer, captured)
+                hook.inputs.compress(step, module, layer, captured)
             step.link.pending = False
         return cache
 

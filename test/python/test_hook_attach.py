@@ -540,7 +540,7 @@ def test_autocast_refused():
                 ) as e:
                     model(ids[:, :40], past_key_values=given)
                 assert e.value.code == "hook-dtype" and not press.calls
-            hook.dtype = None  # as of a quantized model: told when they are there
+            hook.inputs.dtype = None  # as of a quantized model: told when they are there
             with pytest.raises(
                 HookError, match=r"layer 0 are float32, its values bfloat16; .*reme"
             ):

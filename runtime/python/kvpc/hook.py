@@ -1,4 +1,5 @@
-"""`with press(model):` for Hugging Face models. The only file that knows transformers.
+"""`with press(model):` for Hugging Face models. The file that knows transformers; of `generate` alone
+generate.py does, and what a press is given is in prompt.py.
 
 Written for 4.56, 5.2 and 5.23; what differs between them is marked where it is handled.
 
@@ -14,8 +15,6 @@ code only its tail. The prefix needs no mask, for padding went with the compress
 kept lies in the past.
 """
 
-import copy
-import functools
 import inspect
 import operator
 import sys
@@ -31,37 +30,22 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from . import library, probe
-from .attend import attend, unrotate
+from .attend import attend
 from .cache import Layer, Prefix
-from .errors import ArgumentError, Error, Unsupported
+from .errors import ArgumentError, HookError
+from .generate import Generate, cache_wanted
+from .prompt import Inputs, Rows
 
 UNTIL_FINISH = float("inf")
-
-# What a press may ask for beside keys and values.
-SUPPLIED = {"queries", "unrotated_queries", "hidden", "output_weight", "rope"}
 
 # What a layer without a hook has in the place of a Link.
 UNLINKED = {"reading": False, "pending": False, "broken": False}
 
 # Attention implementations that we call in turn; ours are named by them.
-BASES, OURS, PROBE = {"sdpa", "eager"}, "kvpc_", "kvpc_probe"
-
-# Settings of generate() with which a forward holds candidates beside the prompt; any of them may be
-# rejected later, and the hook cannot tell them from the prompt. `use_mtp` is of 5.23.
-CANDIDATES = ("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+BASES, OURS = {"sdpa", "eager"}, "kvpc_"
 
 # Kinds of layers that transformers' configs name: compressed, and left alone.
 KINDS = {"full_attention", "sliding_attention"}
-
-# Of models that compute in the dtype of their weights.
-DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.float64
-
-# Why a press that turns queries or keys back is refused, by what probe.py found of a layer.
-LAYOUTS = {
-    "none": "layer {} has no rotary embedding",
-    "other": "the rotary embedding of layer {} pairs other channels than those of two halves",
-    None: "how layer {} rotates cannot be told",
-}
 
 # Where a module keeps its hooks.
 REGISTERED = (
@@ -77,13 +61,6 @@ _hooks = (
 )  # decoder -> Hook, while a press is attached or a compressed cache lives
 _switched = {}  # id of a config -> the forwards under way with it: (Hook.key, thread)
 _lock = threading.RLock()
-
-
-class HookError(Error):
-    """A model, cache or call that the hook cannot serve. `code` says which of them."""
-
-    def __init__(self, message, code):
-        super().__init__(f"{message} [{code}]", code)
 
 
 class KVLayer(Layer, CacheLayerMixin):
@@ -203,33 +180,6 @@ class Link:
         return SimpleNamespace, (), UNLINKED
 
 
-class Rows:
-    """The real tokens of every batch row of a prompt, read from the mask once per prompt."""
-
-    def __init__(self, mask, batch, length):
-        self.padding, self.lengths, self.ends = "left", None, None
-        real = None if mask is None else mask[:, :length].bool()
-        if real is None or real.all():
-            return
-        self.lengths = real.sum(1).cpu()
-        first = real.long().argmax(1).cpu()
-        last = length - real.flip(1).long().argmax(1).cpu()
-        first, last = (torch.where(self.lengths > 0, x, length) for x in (first, last))
-        if (last - first != self.lengths).any():
-            raise HookError(
-                "padding must lie on one side of the prompt, have real tokens on both sides of it",
-                "hook-padding",
-            )
-        if (last != length).any():
-            first = torch.where(self.lengths > 0, first, 0)
-            if (first != 0).any():
-                raise HookError(
-                    "padding must lie on the same side in every row of a batch, have both sides",
-                    "hook-padding",
-                )
-            self.padding, self.ends = "right", self.lengths
-
-
 class Step:  # Dynamo cannot build a SimpleNamespace
     """One forward pass; travels to the attention function as a keyword argument. rows: set if it
     ends the prompt."""
@@ -248,7 +198,7 @@ def _register(base, base_mask):
         stock = eager or ALL_ATTENTION_FUNCTIONS[base]
         out = stock(module, query, key, value, attention_mask, *args, **kwargs)
         if isinstance(layer, KVLayer) and kvpc.press is not None:
-            kvpc.hook.capture(kvpc, module, layer, query)
+            kvpc.hook.inputs.capture(kvpc, module, layer, query)
         return out
 
     def mask(**kwargs):  # only a sealed full layer has an offset; sliding ones carry local_size
@@ -261,7 +211,7 @@ def _register(base, base_mask):
 
 _register("sdpa", sdpa_mask)
 _register("eager", eager_mask)
-AttentionInterface.register(PROBE, probe.attention)
+AttentionInterface.register(probe.NAME, probe.attention)
 
 
 def _base(config):
@@ -293,7 +243,6 @@ class Hook:
         self.decoder, self.press, self.expected = weakref.ref(decoder), None, None
         self.entered, self.refs, self.key = False, 0, str(id(self))
         self.handles, self.stashing = [], []
-        self.outputs = {}  # layer -> the projection behind its attention, if a press asks for it
         self.under_way = {}  # thread -> the Link of its forward, weakly
         self.attention = [
             m for m in decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "scaling")
@@ -305,9 +254,7 @@ class Hook:
         self.order = {layer: number for number, layer in enumerate(full)}
         self.configs = list({id(m.config): m.config for m in [decoder, *self.attention]}.values())
         self.names = list(inspect.signature(decoder.forward).parameters)
-        # None: quantized
-        weights = [m.weight for a in self.attention for m in a.modules() if _linear(m)]
-        self.dtype = weights[0].dtype if weights and weights[0].dtype in DTYPES else None
+        self.inputs = Inputs(self.model, self.decoder, self.attention, self.order, self.configs)
         bases = {_base(c) for c in self.configs}
         if not getattr(model, "_supports_attention_backend", False):
             why = "its attention does not go through transformers' AttentionInterface"
@@ -325,7 +272,7 @@ class Hook:
             why = f"it has layers of the kind {', '.join(other)}; need full or sliding attention"
         elif getattr(decoder.config, "num_kv_shared_layers", None):
             why = "layers share keys and values with others"
-        elif (cache := _cache_wanted(model)) not in (None, "dynamic"):
+        elif (cache := cache_wanted(model)) not in (None, "dynamic"):
             why = f"its generation_config asks for a {cache} cache; need a dynamic one"
         else:
             return
@@ -457,8 +404,8 @@ class Hook:
             # 5.2 is one ahead of it after a prefill in chunks
             kwargs["cache_position"] = torch.arange(past, end, device=ids.device)
         press = self.press if link.pending else None
-        if press and self.dtype:
-            self.one_dtype(ids.device.type)
+        if press:
+            self.inputs.one_dtype(ids.device.type)
         last = press is not None and end >= (self.expected or 0)
         if press and self.expected and mask is not None:  # chunks: 5.2 and 4.56 get these wrong
             kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:end]
@@ -472,18 +419,6 @@ class Hook:
         self.switch(step.thread, True)
         return (), kwargs
 
-    def one_dtype(self, device):
-        """Under autocast projections give its dtype, while rotated keys have that of the tables."""
-        if not torch.is_autocast_enabled(device):
-            return
-        if (cast := torch.get_autocast_dtype(device)) != self.dtype:
-            raise HookError(
-                f"torch.autocast to {_name(cast)}, with a model in {_name(self.dtype)}: keys and "
-                "values come in two dtypes, a press needs one; remedy: read the prompt without "
-                f"autocast, or convert the model (`model.to(torch.{_name(cast)})`)",
-                "hook-dtype",
-            )
-
     def after(self, module, args, kwargs, output):
         if (step := kwargs.get("kvpc")) and not self.left:
             step.link.reading = False
@@ -491,139 +426,6 @@ class Hook:
             self.switch(step.thread, False)
             if step.thread is not None:
                 self.under_way.pop(step.thread, None)
-
-    def capture(self, step, module, layer, query):
-        """Keep what the press wants of a chunk of the prompt; compress at its end."""
-        inputs, rows = step.press.inputs_at(self.order[module.layer_idx]), step.rows
-        new = {}
-        if "queries" in inputs:
-            new["queries"] = query
-        if "unrotated_queries" in inputs:
-            # all of a chunk only where rows end early: their own last ones are picked below
-            part = slice(None)
-            if rows is None or rows.ends is None:
-                part = slice(-_amount(inputs["unrotated_queries"]), None)
-            cos, sin = (table[:, part] for table in step.embeddings)
-            new["unrotated_queries"] = unrotate(query[:, :, part], cos, sin)
-        if "hidden" in inputs:
-            new["hidden"] = step.hidden
-        for name, old in layer.window.items():
-            new[name] = torch.cat([old, new[name]], -2)
-        if rows is None:
-            for name, value in new.items():
-                # own memory: a slice would keep all queries of the chunk alive
-                layer.window[name] = value[..., -_amount(inputs[name]) :, :].clone()
-        else:
-            self.compress(step, module, layer, new)
-
-    def compress(self, step, module, layer, captured):
-        press, rows = step.press, step.rows
-        number = self.order[module.layer_idx]
-        wanted, inputs = press.inputs_at(number), {}
-        if rows.ends is not None and layer.window:
-            raise HookError(
-                "a prompt in chunks must be padded on the left, have padding on the right",
-                "hook-padding",
-            )
-        for name, value in captured.items():
-            inputs[name] = _last(value, _amount(wanted[name]), rows.ends).detach()
-        if "output_weight" in wanted:
-            inputs["output_weight"] = self.outputs[module.layer_idx].weight.detach()
-        if "rope" in wanted:
-            inputs["rope"] = self.rope(module)
-        if layer.keys.dtype != layer.values.dtype:
-            raise HookError(
-                f"keys of layer {module.layer_idx} are {_name(layer.keys.dtype)}, its values "
-                f"{_name(layer.values.dtype)}; a press needs one dtype; remedy: convert the model "
-                "to one, and read the prompt without torch.autocast",
-                "hook-dtype",
-            )
-        if step.state is None:
-            step.state = _new_state()
-        length = layer.tail()
-        with torch.no_grad():
-            out = press.compress(
-                layer.keys.detach(),
-                layer.values.detach(),
-                **inputs,
-                scale=module.scaling,
-                layer=number,
-                layers=len(self.order),
-                lengths=rows.lengths,
-                padding=rows.padding,
-                state=step.state,
-            )
-            layer.seal(Prefix(out.keys, out.values, out.tokens, out.channels), length)
-
-    def rope(self, module):
-        """The model's rotary embedding at this layer, as a press wants it: what gives the tables,
-        for any position."""
-        source = self.decoder().rotary_emb
-        frequencies, scaling = self.frequencies(source, module)
-        return {
-            "inverse_frequencies": frequencies,
-            "attention_scaling": scaling,
-            "layout": "half",  # `supplies` has seen to it
-            "width": 2 * frequencies.shape[-1],
-        }
-
-    def kind(self, source, module):
-        """Of a layer, where `source` has one table per kind: from 5.0 on."""
-        types = getattr(self.decoder().config, "layer_types", None)
-        return () if hasattr(source, "inv_freq") else (types[module.layer_idx],)
-
-    def frequencies(self, source, module):
-        start = "".join(kind + "_" for kind in self.kind(source, module))
-        frequencies = getattr(source, start + "inv_freq").detach()
-        return frequencies, float(getattr(source, start + "attention_scaling"))
-
-    def supplies(self, press):
-        """Refuses presses that ask for what this model has not, or not as presses take it."""
-        takes = getattr(press, "dtypes", None)
-        if takes and self.dtype is not None and self.dtype not in takes:
-            takes = ", ".join(map(_name, takes))
-            raise HookError(
-                f"cannot attach to {self.model}: it is in {_name(self.dtype)}, and the press has "
-                f"code for {takes}; remedy: `model.to` one of these, or, if the press can have it, "
-                "compile it for more (`dtypes`)",
-                "hook-dtype",
-            )
-        asked = getattr(press, "inputs", ())
-        for name in asked:
-            if name not in SUPPLIED:
-                raise self.lacks(name)
-        if not {"unrotated_queries", "rope", "output_weight"} & set(asked):
-            return
-        configs = {id(config): copy.deepcopy(config) for config in self.configs}
-        for config in configs.values():
-            config._attn_implementation = PROBE
-        for module in self.attention:
-            if module.layer_idx not in self.order:
-                continue
-            wanted, layer = press.inputs_at(self.order[module.layer_idx]), module.layer_idx
-            turning = [name for name in ("unrotated_queries", "rope") if name in wanted]
-            try:
-                source = copy.deepcopy(self.decoder().rotary_emb).to("cpu", torch.float32)
-                tables = source(torch.zeros(1, 1), probe.POSITIONS, *self.kind(source, module))
-                trial = probe.Trial(module, configs[id(module.config)], tables)
-                layout, self.outputs[layer] = trial.layout(), trial.output()
-                if layout == "half" and not probe.is_half(
-                    tables, *self.frequencies(source, module)
-                ):
-                    layout = "other"
-            except Exception:  # whatever a module makes of a call that is not its model's
-                layout, self.outputs[layer] = None, None
-            if turning and layout != "half":
-                raise self.lacks(turning[0], LAYOUTS[layout].format(layer))
-            if "output_weight" in wanted and self.outputs[layer] is None:
-                why = "no projection of layer {} takes what attention gives as it is"
-                raise self.lacks("output_weight", why.format(layer))
-
-    def lacks(self, name, why=""):
-        why = f": {why}; remedy: a press without it" if why else ""
-        return HookError(
-            f"the press needs `{name}`, which {self.model} does not supply{why}", "hook-input"
-        )
 
     def finish(self, cache, attention_mask=None):
         """Compress a prompt that came in chunks and whose length was not told
@@ -657,20 +459,10 @@ class Hook:
             for module in self.attention:
                 layer = cache.layers[module.layer_idx]
                 if isinstance(layer, KVLayer) and layer.prefix is None:
-                    self.compress(step, module, layer, layer.window)
+                    self.inputs.compress(step, module, layer, layer.window)
                     link.pending = False
         finally:
             link.broken = len({layer.prefix is None for layer in layers}) > 1
-
-
-def _name(dtype):
-    return str(dtype).removeprefix("torch.")
-
-
-def _linear(module):
-    return hasattr(module, "out_features") and isinstance(
-        getattr(module, "weight", None), torch.Tensor
-    )
 
 
 def _left(ids):
@@ -703,33 +495,6 @@ def _whole_cache(link):
         )
 
 
-def _cache_wanted(model):
-    """What generate() would make: static, quantized, ..., None for the default."""
-    config = getattr(model, "generation_config", None)
-    return getattr(config, "cache_implementation", None)
-
-
-def _setting(model, told, name):
-    """What generate() takes `name` to be: its own argument, or its configuration's, or the
-    model's."""
-    if name in told:
-        return told[name]
-    for config in (told.get("generation_config"), getattr(model, "generation_config", None)):
-        if (value := getattr(config, name, None)) is not None:
-            return value
-    return None
-
-
-def _refuse_candidates(model, told):
-    names = ["assistant_model"] if told.get("assistant_model") is not None else []
-    for name in names + [name for name in CANDIDATES if _setting(model, told, name)]:
-        raise Unsupported(
-            f"`generate` with `{name}` feeds candidates along with the prompt, and a press cannot "
-            "tell them apart; remedy: generate without it inside the `with`",
-            "hook-candidates",
-        )
-
-
 def _prompt_tokens(value):
     """What `attach` is told of the prompt's length, checked."""
     if value is None or (isinstance(value, float) and value == UNTIL_FINISH):
@@ -745,71 +510,6 @@ def _prompt_tokens(value):
             "hook-prompt-tokens",
         )
     return number
-
-
-def _amount(wanted):
-    """How many of the last queries (or hidden states) a press wants, from its `inputs`."""
-    return wanted if isinstance(wanted, int) else 1 << 40
-
-
-def _last(x, count, ends):
-    """The last `count` queries ([..., query, channel]) of every row; with padding on the right each
-    row's end at its own last real token."""
-    total = x.shape[-2]
-    count = min(count, total)
-    if ends is None:
-        return x[..., total - count :, :]
-    index = ends.to(x.device)[:, None] - count + torch.arange(count, device=x.device)
-    index = index.clamp(min=0)  # a row shorter than the window: what precedes it is not read
-    index = index.view(x.shape[0], *[1] * (x.dim() - 3), count, 1)
-    return x.gather(-2, index.expand(*x.shape[:-2], -1, x.shape[-1]))
-
-
-class Generate:
-    """A model's `generate` within a `with`, on the instance: a forward cannot see where a prompt
-    ends that it feeds in chunks, nor that candidates come along."""
-
-    def __init__(self, model, hook, prompt_tokens):
-        self.own, self.stock = "generate" in vars(model), model.generate
-        self.model, self.hook, self.prompt_tokens = model, hook, prompt_tokens
-        functools.update_wrapper(self, self.stock)
-        model.generate = self
-
-    def leave(self):
-        vars(self.model).pop("generate", None)
-        if self.own:
-            self.model.generate = self.stock
-        self.model = self.hook = None
-
-    def __reduce__(self):
-        # A copy of the model has its own stock one: that of a bound method's copy is the copy's.
-        return _itself, (self.stock,)
-
-    def __call__(self, inputs=None, generation_config=None, *args, **kwargs):
-        model, hook = self.model, self.hook
-        if hook is None:  # kept from within a `with` that has ended
-            return self.stock(inputs, generation_config, *args, **kwargs)
-        names = list(inspect.signature(self.stock).parameters)
-        told = dict(zip(names, (inputs, generation_config, *args))) | kwargs
-        if hook.press is not None:
-            _refuse_candidates(model, told)
-        if _setting(model, told, "prefill_chunk_size") and hook.expected is None:
-            told = [inputs, *map(kwargs.get, ("input_ids", "inputs_embeds", "attention_mask"))]
-            hook.expected = max(x.shape[1] for x in told if x is not None)
-        try:
-            return self.stock(inputs, generation_config, *args, **kwargs)
-        finally:
-            hook.expected = self.prompt_tokens
-
-
-def _itself(x):
-    return x
-
-
-def _new_state():
-    from . import State
-
-    return State()
 
 
 @contextmanager
@@ -833,7 +533,7 @@ def attach(model, press=None, prompt_tokens=None):
                 "this model has a press attached already; remedy: compose the two presses into one",
                 "hook-nested",
             )
-        hook.supplies(press)
+        hook.inputs.check(press)
         hook.press, hook.expected, hook.entered = press, prompt_tokens, True
         hook.retain(1)
     asks = {"unrotated_queries", "hidden"} & set(getattr(press, "inputs", ()))

@@ -11,6 +11,7 @@ import itertools
 
 import torch
 
+NAME = "kvpc_probe"  # of `attention` below, as transformers knows it
 POSITIONS = torch.tensor([[1, 4, 9]])  # few, and none that every table leaves as it is
 
 
