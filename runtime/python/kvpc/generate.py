@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import threading
 
 from .errors import Unsupported
 
@@ -14,9 +15,9 @@ class Generate:
     """A model's `generate` within a `with`, on the instance: a forward cannot see where a prompt
     ends that it feeds in chunks, nor that candidates come along."""
 
-    def __init__(self, model, hook, prompt_tokens):
+    def __init__(self, model, hook):
         self.own, self.stock = "generate" in vars(model), model.generate
-        self.model, self.hook, self.prompt_tokens = model, hook, prompt_tokens
+        self.model, self.hook = model, hook
         functools.update_wrapper(self, self.stock)
         model.generate = self
 
@@ -38,13 +39,15 @@ class Generate:
         told = dict(zip(names, (inputs, generation_config, *args))) | kwargs
         if hook.press is not None:
             _refuse_candidates(model, told)
-        if _setting(model, told, "prefill_chunk_size") and hook.expected is None:
+        thread = threading.get_ident()
+        if _setting(model, told, "prefill_chunk_size"):
             told = [inputs, *map(kwargs.get, ("input_ids", "inputs_embeds", "attention_mask"))]
-            hook.expected = max(x.shape[1] for x in told if x is not None)
+            length = max((x.shape[1] for x in told if x is not None), default=None)
+            hook.generating[thread] = hook.prompt_tokens or length
         try:
             return self.stock(inputs, generation_config, *args, **kwargs)
         finally:
-            hook.expected = self.prompt_tokens
+            hook.generating.pop(thread, None)
 
 
 def _itself(x):

@@ -34,12 +34,12 @@ from .attend import attend
 from .cache import Layer, Prefix
 from .errors import ArgumentError, HookError
 from .generate import Generate, cache_wanted
-from .prompt import Inputs, Rows
+from .prompt import Inputs, Rows, heard
 
 UNTIL_FINISH = float("inf")
 
 # What a layer without a hook has in the place of a Link.
-UNLINKED = {"reading": False, "pending": False, "broken": False}
+UNLINKED = {"reading": False, "pending": None, "broken": False}
 
 # Attention implementations that we call in turn; ours are named by them.
 BASES, OURS = {"sdpa", "eager"}, "kvpc_"
@@ -64,14 +64,24 @@ _lock = threading.RLock()
 
 
 class KVLayer(Layer, CacheLayerMixin):
-    """A cache layer as transformers wants it. `window`: what the press will want of a prompt that
-    comes in chunks."""
+    """A cache layer as transformers wants it.
+
+    Of a prompt that comes in chunks, [row, ..., token, channel], all of them following the rows and
+    tokens of the cache:
+    window       what the press will want of it, as many of the last tokens as it wants
+    told         what calls said of all tokens, see `prompt.heard`; in the first layer alone
+    frequencies  the rotary embedding's, with which it was read
+    """
 
     is_sliding, is_compileable, is_croppable = False, False, True
 
     def __init__(self, link):
         Layer.__init__(self)
-        self.link, self.window, self.is_initialized = link, {}, False
+        self.link, self.is_initialized = link, False
+        self.forget()
+
+    def forget(self):
+        self.window, self.told, self.frequencies = {}, {}, None
 
     def lazy_initialization(self, keys, values=None):  # 4.56 passes keys alone
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
@@ -91,7 +101,7 @@ class KVLayer(Layer, CacheLayerMixin):
 
     def seal(self, prefix, length):
         super().seal(prefix, length)
-        self.window = {}
+        self.forget()
 
     def get_seq_length(
         self, *args
@@ -116,20 +126,30 @@ class KVLayer(Layer, CacheLayerMixin):
                 "keep a copy.deepcopy of the cache from before the compression",
                 "hook-crop",
             )
+        gone = self.length() - length
         self.cut(length)
+        for held in (self.window, self.told):
+            for name, x in held.items() if gone > 0 else ():
+                held[name] = x[..., : max(0, x.shape[-2] - gone), :]
 
     def batch_select_indices(self, indices):
-        self.select(indices)
+        if self.keys is None:
+            return
+        rows = torch.arange(self.keys.shape[0])[torch.as_tensor(indices).cpu()]
+        self.select(rows)
+        for held in (self.window, self.told):
+            for name, x in held.items():
+                held[name] = x[rows.to(x.device)]
 
     reorder_cache = batch_select_indices
 
     def batch_repeat_interleave(self, repeats):
         if self.keys is not None:
-            self.select(torch.arange(self.keys.shape[0]).repeat_interleave(repeats))
+            rows = torch.arange(self.keys.shape[0]).repeat_interleave(repeats)
+            self.batch_select_indices(rows)
 
     def reset(self):
         self.__init__(self.link)
-        self.link.pending = True
 
 
 def unlinked_layer(said, parts):
@@ -164,8 +184,8 @@ class Link:
     """One per cache, shared by its layers. While it lives, the model keeps its (idle) pair of
     hooks.
 
-    pending: the prompt has not ended yet; reading: the hook is in charge of the forward under way;
-    broken: a forward failed amid the compression, or is amid it.
+    pending: the `Hook.session` whose press waits for the end of the prompt; reading: the hook is in
+    charge of the forward under way; broken: a forward failed amid the compression, or is amid it.
     """
 
     def __init__(self, hook, pending):
@@ -240,7 +260,10 @@ class Hook:
                 raise HookError(
                     f"cannot attach to {self.model}: it has no decoder layers", "hook-model"
                 )
-        self.decoder, self.press, self.expected = weakref.ref(decoder), None, None
+        self.decoder, self.press = weakref.ref(decoder), None
+        self.session = None  # an object of its own for every `with` that has a press
+        self.prompt_tokens = None
+        self.generating = {}  # thread -> length of the prompt that its generate() feeds in chunks
         self.entered, self.refs, self.key = False, 0, str(id(self))
         self.handles, self.stashing = [], []
         self.under_way = {}  # thread -> the Link of its forward, weakly
@@ -342,9 +365,13 @@ class Hook:
                 self.switch(thread, False)
                 self.under_way.pop(thread, None)
 
+    def layers(self, cache):
+        """Those of a cache that are ours."""
+        return [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, KVLayer)]
+
     def adopt(self, cache):
         """Make a cache ours: its full-attention layers, with what they hold."""
-        link = Link(self, pending=cache.get_seq_length() == 0)
+        link = Link(self, None if cache.get_seq_length() else self.session)
         for i, slides in enumerate(self.sliding):
             if i == len(cache.layers):
                 # a lazy DynamicCache(): there the mask alone does the sliding
@@ -373,7 +400,7 @@ class Hook:
             and kwargs.get("use_cache", module.config.use_cache) is not False
         ):
             cache = kwargs["past_key_values"] = DynamicCache(config=module.config)
-        ours = [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, KVLayer)]
+        ours = self.layers(cache)
         if cache is None or (self.press is None and not any(layer.prefix for layer in ours)):
             return None if torch.compiler.is_compiling() else self.tidy()
         _plain_cache(cache)
@@ -388,33 +415,49 @@ class Hook:
         link = ours[0].link if ours else None
         if getattr(link, "hook", None) is not self:  # new, loaded, or another instance's
             link = self.adopt(cache)
+        ours = self.layers(cache)
+        past = cache.get_seq_length()
+        if past == 0:
+            link.pending, link.broken = self.session, False
+        elif link.pending is not None and link.pending is not self.session:
+            link.pending = None  # its `with` ended before the prompt did: it stays whole
+            for layer in ours:
+                layer.forget()
         _whole_cache(link)
         ids = kwargs.get("input_ids")
         ids = kwargs["inputs_embeds"] if ids is None else ids
-        held = ours[0].keys if ours else None
+        held = ours[0].keys
         if held is not None and held.shape[0] != ids.shape[0]:
             raise HookError(
                 f"the cache has {held.shape[0]} rows, the input {ids.shape[0]}; need as many; "
                 "remedy: `batch_select_indices` or `batch_repeat_interleave` of the cache",
                 "hook-rows",
             )
-        past = cache.get_seq_length()
         end = past + ids.shape[1]
         if kwargs.get("cache_position") is not None:
             # 5.2 is one ahead of it after a prefill in chunks
             kwargs["cache_position"] = torch.arange(past, end, device=ids.device)
-        press = self.press if link.pending else None
+        press = self.press if link.pending is not None else None
+        last, rows = False, None
         if press:
             self.inputs.one_dtype(ids.device.type)
-        last = press is not None and end >= (self.expected or 0)
-        if press and self.expected and mask is not None:  # chunks: 5.2 and 4.56 get these wrong
-            kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:end]
-        rows = Rows(mask, ids.shape[0], end) if last else None
+            expected = self.prompt_tokens
+            if self.generating and (chunked := self.generating.get(threading.get_ident())):
+                expected = chunked
+                if mask is not None:  # 5.2 and 4.56 get these wrong
+                    kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:end]
+            last = end >= (expected or 0)
+            told = heard(press, ours[0].told, mask, kwargs.get("position_ids"), ids, past)
+            if last:
+                rows = Rows(told, ids.shape[0], end)
+                self.inputs.enough(press, ours, past, ids.shape[1])
+            else:
+                ours[0].told = told
         step = kwargs["kvpc"] = Step(self, cache, link, press, rows)
         if not torch.compiler.is_compiling():
             step.thread = threading.get_ident()
             self.under_way[step.thread] = weakref.ref(link)
-        link.pending = link.pending and not last
+        link.pending = None if last else link.pending
         link.reading, link.broken = True, last
         self.switch(step.thread, True)
         return (), kwargs
@@ -438,15 +481,21 @@ class Hook:
             )
         _plain_cache(cache)
         _plain_mask(attention_mask)
-        layers = [layer for layer in cache.layers if isinstance(layer, KVLayer)]
+        layers = self.layers(cache)
         link = layers[0].link if layers else None
-        if getattr(link, "hook", None) is not self or layers[0].keys is None:
+        if getattr(link, "hook", None) is self:
+            _whole_cache(link)
+        whole = [layer for layer in layers if layer.prefix is None]
+        if (
+            getattr(link, "hook", None) is not self
+            or layers[0].keys is None
+            or (whole and link.pending is not self.session)
+        ):
             raise HookError(
                 f"the cache holds nothing that {self.model} read inside this `with`; remedy: give "
                 "the cache that the model was called with",
                 "hook-finish",
             )
-        _whole_cache(link)
         shape = layers[0].keys.shape[0], cache.get_seq_length()
         if attention_mask is not None and attention_mask.shape != shape:
             raise HookError(
@@ -454,13 +503,18 @@ class Hook:
                 "rows and tokens of the cache",
                 "hook-mask",
             )
-        step = Step(self, cache, link, self.press, Rows(attention_mask, *shape))
+        told = layers[0].told
+        if attention_mask is not None:
+            told = told | {"real": attention_mask.bool()[..., None]}
+        if whole:
+            self.inputs.enough(self.press, layers, shape[1], 0)
+        step = Step(self, cache, link, self.press, Rows(told, *shape))
         try:
             for module in self.attention:
                 layer = cache.layers[module.layer_idx]
                 if isinstance(layer, KVLayer) and layer.prefix is None:
                     self.inputs.compress(step, module, layer, layer.window)
-                    link.pending = False
+                    link.pending = None
         finally:
             link.broken = len({layer.prefix is None for layer in layers}) > 1
 
@@ -534,13 +588,14 @@ def attach(model, press=None, prompt_tokens=None):
                 "hook-nested",
             )
         hook.inputs.check(press)
-        hook.press, hook.expected, hook.entered = press, prompt_tokens, True
+        hook.press, hook.prompt_tokens, hook.entered = press, prompt_tokens, True
+        hook.session = None if press is None else object()
         hook.retain(1)
     asks = {"unrotated_queries", "hidden"} & set(getattr(press, "inputs", ()))
     hook.stashing = [
         m.register_forward_pre_hook(_stash, with_kwargs=True) for m in hook.attention if asks
     ]
-    generate = Generate(model, hook, prompt_tokens) if hasattr(model, "generate") else None
+    generate = Generate(model, hook) if hasattr(model, "generate") else None
     try:
         yield hook
     finally:
@@ -549,6 +604,6 @@ def attach(model, press=None, prompt_tokens=None):
         for handle in hook.stashing:
             handle.remove()
         hook.recover()
-        hook.press, hook.expected, hook.entered = None, None, False
+        hook.press, hook.session, hook.prompt_tokens, hook.entered = None, None, None, False
         hook.retain(-1)
         hook.tidy()

@@ -5,12 +5,16 @@ import copy
 import torch
 
 from . import probe
-from .attend import unrotate
+from .attend import rotate, unrotate
 from .cache import Prefix
 from .errors import HookError
 
 # What a press may ask for beside keys and values.
 SUPPLIED = {"queries", "unrotated_queries", "hidden", "output_weight", "rope"}
+
+# Of these, what is captured as the prompt is read, and what presses turn queries or keys back by.
+CAPTURED = {"queries", "unrotated_queries", "hidden"}
+TURNING = {"unrotated_queries", "rope"}
 
 # Of models that compute in the dtype of their weights.
 DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.float64
@@ -23,14 +27,62 @@ LAYOUTS = {
 }
 
 
-class Rows:
-    """The real tokens of every batch row of a prompt, read from the mask once per prompt."""
+def heard(press, told, mask, positions, ids, past):
+    """What this call and those before it say of a prompt's tokens, each [row, token, 1]: which are
+    `real`, once a mask was given, and their `positions`, if the press turns queries or keys."""
+    batch, new = ids.shape[:2]
+    told = {name: x[:, :past] for name, x in told.items()}
+    if mask is not None:
+        told["real"] = mask[:, : past + new, None].bool().expand(batch, -1, -1)
+    elif "real" in told:
+        told["real"] = torch.cat([told["real"], told["real"].new_ones(batch, new, 1)], 1)
+    if TURNING & set(press.inputs):
+        if positions is None:
+            positions = torch.arange(past, past + new, device=ids.device)[None]
+        if positions.dim() != 2:
+            raise _positions(f"have {positions.dim()} axes, need two: row and token")
+        positions = positions.expand(batch, new)[..., None]
+        if past:
+            positions = torch.cat([told["positions"], positions], 1)
+        told["positions"] = positions
+    return told
 
-    def __init__(self, mask, batch, length):
-        self.padding, self.lengths, self.ends = "left", None, None
-        real = None if mask is None else mask[:, :length].bool()
-        if real is None or real.all():
-            return
+
+def _positions(why):
+    return HookError(
+        "the press turns queries or keys back by the `position_ids` of the prompt: " + why,
+        "hook-positions",
+    )
+
+
+class Rows:
+    """The real tokens of every batch row of a prompt, read once per prompt from what was told.
+
+    begin: the position of each row's first real token, int [row]; None where all are 0.
+    """
+
+    def __init__(self, told, batch, length):
+        self.padding, self.lengths, self.ends, self.begin = "left", None, None, None
+        real, positions = (told[n][..., 0] if n in told else None for n in ("real", "positions"))
+        if real is not None and not real.all():
+            self._find(real, length)
+        if positions is not None:
+            real = torch.ones_like(positions, dtype=torch.bool) if real is None else real
+            self._count(real, positions.long())
+
+    def _count(self, real, positions):
+        first = real.long().argmax(1, keepdim=True)
+        begin = positions.gather(1, first)
+        late = torch.arange(positions.shape[1], device=positions.device) - first
+        if (real & (positions != begin + late)).any():
+            raise _positions(
+                "those of a row's real tokens must each be one more than that before; remedy: such "
+                "`position_ids`, or a press that turns nothing back"
+            )
+        if begin.any():
+            self.begin = begin[:, 0]
+
+    def _find(self, real, length):
         self.lengths = real.sum(1).cpu()
         first = real.long().argmax(1).cpu()
         last = length - real.flip(1).long().argmax(1).cpu()
@@ -86,7 +138,7 @@ class Inputs:
             if module.layer_idx not in self.order:
                 continue
             wanted, layer = press.inputs_at(self.order[module.layer_idx]), module.layer_idx
-            turning = [name for name in ("unrotated_queries", "rope") if name in wanted]
+            turning = sorted(TURNING & set(wanted), reverse=True)
             try:
                 source = copy.deepcopy(self.decoder().rotary_emb).to("cpu", torch.float32)
                 tables = source(torch.zeros(1, 1), probe.POSITIONS, *self.kind(source, module))
@@ -122,10 +174,29 @@ class Inputs:
                 "hook-dtype",
             )
 
+    def enough(self, press, layers, past, new):
+        """Refuses to end a prompt where too little was captured: of what came before, tokens may be
+        cropped after which the press cannot have as many of the last ones as it wants."""
+        for number, layer in enumerate(layers if past else ()):
+            for name, amount in press.inputs_at(number).items():
+                if name not in CAPTURED:
+                    continue
+                held = layer.window[name].shape[-2] if name in layer.window else 0
+                wanted = min(_amount(amount), past + new)
+                if held + new < wanted:
+                    raise HookError(
+                        f"the press wants `{name}` of the prompt's last {wanted} tokens, and has "
+                        f"{held + new}, for the cache was cropped; remedy: at least {wanted - held} "
+                        "tokens in the last piece, or the prompt once more with a new cache",
+                        "hook-crop",
+                    )
+
     def capture(self, step, module, layer, query):
         """Keep what the press wants of a chunk of the prompt; compress at its end."""
         inputs, rows = step.press.inputs_at(self.order[module.layer_idx]), step.rows
         new = {}
+        if TURNING & set(inputs):
+            self.same_frequencies(module, layer)
         if "queries" in inputs:
             new["queries"] = query
         if "unrotated_queries" in inputs:
@@ -146,6 +217,16 @@ class Inputs:
         else:
             self.compress(step, module, layer, new)
 
+    def same_frequencies(self, module, layer):
+        """They change where a `dynamic` embedding grows with the prompt, for later tokens alone."""
+        now = self.frequencies(self.decoder().rotary_emb, module)[0]
+        if layer.frequencies is not None and not torch.equal(layer.frequencies, now):
+            raise _positions(
+                f"{self.model} changed its rotary frequencies between the pieces; remedy: read the "
+                "prompt in one call, or take a press that turns nothing back"
+            )
+        layer.frequencies = now
+
     def compress(self, step, module, layer, captured):
         press, rows = step.press, step.rows
         number = self.order[module.layer_idx]
@@ -157,10 +238,14 @@ class Inputs:
             )
         for name, value in captured.items():
             inputs[name] = _last(value, _amount(wanted[name]), rows.ends).detach()
+        if rows.begin is not None and "unrotated_queries" in inputs:
+            # The press counts from 0; keys that it turns back stay turned by the row's beginning.
+            turned = rotate(inputs["unrotated_queries"], rows.begin, layer.frequencies)
+            inputs["unrotated_queries"] = turned
         if "output_weight" in wanted:
             inputs["output_weight"] = self.outputs[module.layer_idx].weight.detach()
         if "rope" in wanted:
-            inputs["rope"] = self.rope(module)
+            inputs["rope"] = self.rope(module, layer)
         if layer.keys.dtype != layer.values.dtype:
             raise HookError(
                 f"keys of layer {module.layer_idx} are {dtype_name(layer.keys.dtype)}, its values "
@@ -185,11 +270,13 @@ class Inputs:
             )
             layer.seal(Prefix(out.keys, out.values, out.tokens, out.channels), length)
 
-    def rope(self, module):
+    def rope(self, module, layer):
         """The model's rotary embedding at this layer, as a press wants it: what gives the tables,
         for any position."""
         source = self.decoder().rotary_emb
         frequencies, scaling = self.frequencies(source, module)
+        if layer.frequencies is not None:  # since then another prompt may have changed them
+            frequencies = layer.frequencies
         return {
             "inverse_frequencies": frequencies,
             "attention_scaling": scaling,
