@@ -263,6 +263,32 @@ def test_frequencies_that_change_are_refused():
     assert plain.calls == 4
 
 
+@pytest.mark.parametrize("within", [True, False])
+def test_second_prompt_in_chunks(within):
+    """4.56 and 5.2 read the first once more, into any cache."""
+    model, press, ids = make(), OraclePress("all"), text(70)
+    options = {"tokens": 5, "prefill_chunk_size": 7}
+
+    def second(cache):
+        if CROP_REMOVES:
+            out = greedy(model, ids, past_key_values=cache, **options)
+            want = oracle_logits(model, press.log, out.sequences[:, :-1], 40)[:, 69:]
+            close(torch.stack(out.logits, 1), want)
+            return
+        with pytest.raises(HookError, match=r"holds 44 tokens, and these are to begin at 0") as e:
+            greedy(model, ids, past_key_values=cache, **options)
+        assert e.value.code == "hook-chunks" and cache.get_seq_length() == 44
+        greedy(model, ids, tokens=2, past_key_values=cache)
+
+    with press(model):
+        one = greedy(model, ids[:, :40], **options)
+        ids = torch.cat([one.sequences, ids[:, 45:]], 1)
+        if within:
+            second(one.past_key_values)
+    if not within:
+        second(one.past_key_values)
+
+
 def test_chunks_of_one_thread():
     """The length of a prompt that generate() feeds in chunks is its own thread's matter."""
     model, press, ids = make(), OraclePress(), text(60)

@@ -405,6 +405,14 @@ class Hook:
             return None if torch.compiler.is_compiling() else self.tidy()
         _plain_cache(cache)
         _plain_mask(mask)
+        ids = kwargs.get("input_ids")
+        ids = kwargs["inputs_embeds"] if ids is None else ids
+        past = cache.get_seq_length()
+        end = past + ids.shape[1]
+        if (position := kwargs.get("cache_position")) is not None:
+            _not_again(position, past)
+            # 5.2 is one ahead of it after a prefill in chunks
+            kwargs["cache_position"] = torch.arange(past, end, device=ids.device)
         for config in self.configs:
             if _base(config) not in BASES:  # set since the hook was attached
                 raise HookError(
@@ -416,7 +424,6 @@ class Hook:
         if getattr(link, "hook", None) is not self:  # new, loaded, or another instance's
             link = self.adopt(cache)
         ours = self.layers(cache)
-        past = cache.get_seq_length()
         if past == 0:
             link.pending, link.broken = self.session, False
         elif link.pending is not None and link.pending is not self.session:
@@ -424,8 +431,6 @@ class Hook:
             for layer in ours:
                 layer.forget()
         _whole_cache(link)
-        ids = kwargs.get("input_ids")
-        ids = kwargs["inputs_embeds"] if ids is None else ids
         held = ours[0].keys
         if held is not None and held.shape[0] != ids.shape[0]:
             raise HookError(
@@ -433,10 +438,6 @@ class Hook:
                 "remedy: `batch_select_indices` or `batch_repeat_interleave` of the cache",
                 "hook-rows",
             )
-        end = past + ids.shape[1]
-        if kwargs.get("cache_position") is not None:
-            # 5.2 is one ahead of it after a prefill in chunks
-            kwargs["cache_position"] = torch.arange(past, end, device=ids.device)
         press = self.press if link.pending is not None else None
         last, rows = False, None
         if press:
@@ -538,6 +539,19 @@ def _plain_mask(mask):
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2):
         raise HookError(
             "need a 2D attention mask (1 for real tokens), have a prepared one", "hook-mask"
+        )
+
+
+def _not_again(position, past):
+    """generate() of 4.56 and 5.2 does not look for what a cache holds if it reads in chunks."""
+    if torch.compiler.is_compiling() or past == 0 or position.shape[0] == 1:
+        return  # a decoding step: nothing to wait for the device for
+    if (begin := int(position[0])) < past:
+        raise HookError(
+            f"the cache holds {past} tokens, and these are to begin at {begin}, as `generate` with "
+            "`prefill_chunk_size` has it, which reads them all once more; remedy: `generate` without "
+            "it, or transformers 5.23",
+            "hook-chunks",
         )
 
 
