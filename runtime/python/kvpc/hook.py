@@ -15,6 +15,7 @@ code only its tail. The prefix needs no mask, for padding went with the compress
 kept lies in the past.
 """
 
+import dis
 import inspect
 import operator
 import sys
@@ -32,9 +33,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from . import library, probe
 from .attend import attend
 from .cache import Layer, Prefix
-from .errors import ArgumentError, HookError
+from .errors import ArgumentError, HookError, Unsupported
 from .generate import Generate, cache_wanted
-from .prompt import Inputs, Rows, heard
+from .prompt import Inputs, Rows, dtype_name, heard
 
 UNTIL_FINISH = float("inf")
 
@@ -78,6 +79,7 @@ class KVLayer(Layer, CacheLayerMixin):
     def __init__(self, link):
         Layer.__init__(self)
         self.link, self.is_initialized = link, False
+        self.foreign = False  # from a file or another instance: may not fit
         self.forget()
 
     def forget(self):
@@ -96,8 +98,16 @@ class KVLayer(Layer, CacheLayerMixin):
             )
         if not self.is_initialized:
             self.lazy_initialization(keys)
+        if self.foreign:
+            self.fits(keys, values)
         self.append(keys, values)
         return self.keys, self.values
+
+    def fits(self, keys, values):
+        have, need = _shape(self.keys, self.values), _shape(keys, values)
+        if have != need:
+            raise _other_model(f"it has {have}; this model has {need}")
+        self.foreign = False
 
     def seal(self, prefix, length):
         super().seal(prefix, length)
@@ -152,6 +162,22 @@ class KVLayer(Layer, CacheLayerMixin):
         self.__init__(self.link)
 
 
+def _shape(keys, values):
+    width = f"{keys.shape[3]}"
+    if values.shape[3] != keys.shape[3]:
+        width += f" and {values.shape[3]}"
+    where = dtype_name(keys.dtype), keys.device
+    return "{} heads of {} channels in {} on {}".format(keys.shape[1], width, *where)
+
+
+def _other_model(why):
+    return HookError(
+        f"this compressed cache is of another model: {why}; remedy: call the model that filled it, or "
+        "another instance of it in the same dtype and place",
+        "hook-cache-other",
+    )
+
+
 def unlinked_layer(said, parts):
     """A layer of a saved cache (saved.py): `attach` makes it readable."""
     keys, values = parts["tail_keys"], parts["tail_values"]
@@ -191,7 +217,7 @@ class Link:
     def __init__(self, hook, pending):
         self.hook, self.pending, self.reading, self.broken = hook, pending, False, False
         hook.retain(1)
-        weakref.finalize(self, hook.retain, -1)
+        weakref.finalize(self, hook.release).atexit = False
 
     def __deepcopy__(self, memo):  # prefix caching copies caches: share the model, own the flags
         return memo.setdefault(id(self), Link(self.hook, self.pending))
@@ -207,17 +233,23 @@ class Step:  # Dynamo cannot build a SimpleNamespace
     def __init__(self, hook, cache, link, press, rows):
         self.hook, self.cache, self.link, self.press, self.rows = hook, cache, link, press, rows
         self.embeddings = self.hidden = self.state = self.thread = None
+        self.seen = set()  # layers whose queries were captured
 
 
 def _register(base, base_mask):
     def attention(module, query, key, value, attention_mask, *args, kvpc=None, **kwargs):
         layer = kvpc and kvpc.cache.layers[module.layer_idx]
         if isinstance(layer, KVLayer) and layer.prefix is not None:
+            if kvpc.rows is not None:
+                raise kvpc.hook.twice(module)
             return attend(query, layer.prefix, key, value, attention_mask, kwargs["scaling"]), None
         eager = base == "eager" and sys.modules[type(module).__module__].eager_attention_forward
         stock = eager or ALL_ATTENTION_FUNCTIONS[base]
         out = stock(module, query, key, value, attention_mask, *args, **kwargs)
         if isinstance(layer, KVLayer) and kvpc.press is not None:
+            if module.layer_idx in kvpc.seen:
+                raise kvpc.hook.twice(module)
+            kvpc.seen.add(module.layer_idx)
             kvpc.hook.inputs.capture(kvpc, module, layer, query)
         return out
 
@@ -283,6 +315,8 @@ class Hook:
             why = "its attention does not go through transformers' AttentionInterface"
         elif not self.attention:
             why = "no attention modules found"
+        elif name := next((type(m).__name__ for m in self.passing() if not _passes_on(m)), None):
+            why = f"{name} does not pass keyword arguments on to attention"
         elif all(self.sliding):
             why = "every layer has a sliding window: nothing to compress"
         elif not bases <= BASES:
@@ -301,6 +335,11 @@ class Hook:
             return
         raise HookError(f"cannot attach to {self.model}: {why}", "hook-model")
 
+    def passing(self):
+        """The modules by which keyword arguments come to attention functions."""
+        layers = self.decoder().layers
+        return [m for m in layers if set(m.modules()) & set(self.attention)] + self.attention
+
     @staticmethod
     def of(model):
         """The hook a model has already, or a new one; refuses models that cannot be hooked."""
@@ -308,7 +347,6 @@ class Hook:
         return _hooks.get(hook.decoder()) or hook
 
     def retain(self, n):
-        # Finalizers only count: hooks must not vanish while another thread or Dynamo reads them.
         with _lock:
             decoder, self.refs = self.decoder(), self.refs + n
             if decoder is not None and _hooks.get(decoder) is not self and self.refs > 0:
@@ -318,9 +356,16 @@ class Hook:
                     decoder.register_forward_hook(self.after, with_kwargs=True, always_call=True),
                 ]
 
+    def release(self):
+        """What is left to do for a cache that is no more, wherever its end came."""
+        self.retain(-1)
+        if self.refs == 0 and not _calling():
+            self.tidy()
+
     def tidy(self):
         with _lock:
-            if self.refs == 0 and _hooks.pop(self.decoder(), None):
+            decoder = self.decoder()
+            if decoder is not None and self.refs == 0 and _hooks.pop(decoder, None):
                 for handle in self.handles:
                     handle.remove()
 
@@ -371,6 +416,20 @@ class Hook:
 
     def adopt(self, cache):
         """Make a cache ours: its full-attention layers, with what they hold."""
+        sealed = [getattr(layer, "prefix", None) is not None for layer in cache.layers]
+        if any(sealed):
+            _whole_cache(next(layer.link for layer in self.layers(cache)))
+            if len(sealed) != len(self.sliding):
+                raise _other_model(
+                    f"it has {len(sealed)} layers; {self.model} has {len(self.sliding)}"
+                )
+            for i, slides in enumerate(self.sliding):
+                # one that slides may be whole, where the mask alone does the sliding
+                if sealed[i] if slides else not isinstance(cache.layers[i], KVLayer):
+                    has, needs = ("full", "sliding") if slides else ("sliding", "full")
+                    raise _other_model(
+                        f"its layer {i} is of {has} attention; that of {self.model} of {needs}"
+                    )
         link = Link(self, None if cache.get_seq_length() else self.session)
         for i, slides in enumerate(self.sliding):
             if i == len(cache.layers):
@@ -380,7 +439,7 @@ class Hook:
             if slides:
                 old.is_sliding = True  # or the mask of full layers takes its sizes from this layer
             elif isinstance(old, KVLayer):
-                old.link = link  # a loaded cache
+                old.link, old.foreign = link, old.prefix is not None
             else:
                 new = cache.layers[i] = KVLayer(link)
                 if old.get_seq_length():
@@ -413,6 +472,7 @@ class Hook:
             _not_again(position, past)
             # 5.2 is one ahead of it after a prefill in chunks
             kwargs["cache_position"] = torch.arange(past, end, device=ids.device)
+        self.wanted(module, ours, kwargs)
         for config in self.configs:
             if _base(config) not in BASES:  # set since the hook was attached
                 raise HookError(
@@ -463,10 +523,48 @@ class Hook:
         self.switch(step.thread, True)
         return (), kwargs
 
+    def wanted(self, module, ours, kwargs):
+        """Refuses what a call wants beside and cannot have."""
+        attentions = kwargs.get("output_attentions")
+        if attentions is None:
+            attentions = getattr(module.config, "output_attentions", False)
+        if attentions and any(layer.prefix is not None for layer in ours):
+            raise Unsupported(
+                "a compressed cache gives no attention weights: heads and layers keep different "
+                "tokens; remedy: call the model without `output_attentions`",
+                "hook-attentions",
+            )
+        for layer in module.layers:  # which then get no cache
+            if layer.training and getattr(layer, "gradient_checkpointing", False):
+                raise HookError(
+                    f"{self.model} is in training with gradient checkpointing, and so without a "
+                    "cache; remedy: `model.eval()`, or `use_cache=False` for a call without the press",
+                    "hook-model",
+                )
+
+    def twice(self, module):
+        return HookError(
+            f"layer {module.layer_idx} of {self.model} calls attention more than once; need a model "
+            "whose layers do it once, with the keys and values of the cache",
+            "hook-model",
+        )
+
+    def heard_all(self, step):
+        """Every layer has called our attention function, or this is no model for a press."""
+        if missed := [i for i in self.order if i not in step.seen]:
+            step.link.broken = len(missed) < len(self.order)
+            raise HookError(
+                f"the press was not called: {self.model} did not pass what the hook gave it on to "
+                f"the attention of layer {missed[0]}; need a model that passes keyword arguments on",
+                "hook-model",
+            )
+
     def after(self, module, args, kwargs, output):
         if (step := kwargs.get("kvpc")) and not self.left:
             step.link.reading = False
             step.link.broken = output is None and step.rows is not None
+            if output is not None and step.press is not None:
+                self.heard_all(step)
             self.switch(step.thread, False)
             if step.thread is not None:
                 self.under_way.pop(step.thread, None)
@@ -527,6 +625,17 @@ def _left(ids):
     return hook
 
 
+def _calling():
+    """Whether any thread calls a module, or Dynamo reads one: its hooks must stay meanwhile, until
+    its next call."""
+    for frame in sys._current_frames().values():
+        while frame is not None:
+            code, frame = frame.f_code, frame.f_back
+            if code is torch.nn.Module._call_impl.__code__ or "_dynamo" in code.co_filename:
+                return True
+    return False
+
+
 def _plain_cache(cache):
     if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
         raise HookError(
@@ -553,6 +662,12 @@ def _not_again(position, past):
             "it, or transformers 5.23",
             "hook-chunks",
         )
+
+
+def _passes_on(module):
+    """Whether its forward calls anything with keyword arguments that it does not name."""
+    code = inspect.unwrap(type(module).forward).__code__
+    return any(one.opname == "CALL_FUNCTION_EX" for one in dis.get_instructions(code))
 
 
 def _whole_cache(link):

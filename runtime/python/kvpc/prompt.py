@@ -143,18 +143,23 @@ class Inputs:
                 source = copy.deepcopy(self.decoder().rotary_emb).to("cpu", torch.float32)
                 tables = source(torch.zeros(1, 1), probe.POSITIONS, *self.kind(source, module))
                 trial = probe.Trial(module, configs[id(module.config)], tables)
-                layout, self.outputs[layer] = trial.layout(), trial.output()
+                layout, (output, plain) = trial.layout(), trial.output()
                 if layout == "half" and not probe.is_half(
                     tables, *self.frequencies(source, module)
                 ):
                     layout = "other"
             except Exception:  # whatever a module makes of a call that is not its model's
-                layout, self.outputs[layer] = None, None
+                layout, output, plain = None, None, False
             if turning and layout != "half":
                 raise self.lacks(turning[0], LAYOUTS[layout].format(layer))
-            if "output_weight" in wanted and self.outputs[layer] is None:
-                why = "no projection of layer {} takes what attention gives as it is"
-                raise self.lacks("output_weight", why.format(layer))
+            self.outputs[layer] = output
+            if "output_weight" in wanted and not plain:
+                why = f"no projection of layer {layer} takes what attention gives as it is"
+                if output is not None:
+                    why = (
+                        f"the projection behind the attention of layer {layer} has no plain weight"
+                    )
+                raise self.lacks("output_weight", why)
 
     def lacks(self, name, why=""):
         why = f": {why}; remedy: a press without it" if why else ""
