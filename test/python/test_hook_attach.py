@@ -643,6 +643,7 @@ def test_layers_with_two_attentions(monkeypatch):
         monkeypatch.setattr(kind, "forward", stock)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per")
 def test_integer_projections_refused():
     """Of a model that torch quantized: other presses are served."""
     quantized = torch.ao.quantization.quantize_dynamic(make(), {torch.nn.Linear}, torch.qint8)

@@ -263,6 +263,22 @@ def test_frequencies_that_change_are_refused():
     assert plain.calls == 4
 
 
+@torch.no_grad()
+def test_padding_on_the_right_refused():
+    """Of a prompt in pieces, before anything is done to the cache."""
+    model, press, ids = make(), asking(), text(40, 2)
+    mask = torch.ones_like(ids)
+    mask[1, 33:] = 0
+    with attach(model, press, prompt_tokens=40):
+        cache = DynamicCache()
+        model(ids[:, :20], past_key_values=cache)
+        with pytest.raises(HookError, match="must be padded on the left") as e:
+            model(ids[:, 20:], attention_mask=mask, past_key_values=cache)
+        assert e.value.code == "hook-padding" and cache.get_seq_length() == 20
+        model(ids[:, 20:], past_key_values=cache)
+    assert press.calls == 4
+
+
 @pytest.mark.parametrize("within", [True, False])
 def test_second_prompt_in_chunks(within):
     """4.56 and 5.2 read the first once more, into any cache."""

@@ -1,5 +1,5 @@
-"""`with press(model):` for Hugging Face models. The file that knows transformers; of `generate` alone
-generate.py does, and what a press is given is in prompt.py.
+"""`with press(model):` for Hugging Face models. The file that knows transformers, with generate.py
+and refusals.py; what a press is given is in prompt.py.
 
 Written for 4.56, 5.2 and 5.23; what differs between them is marked where it is handled.
 
@@ -15,7 +15,6 @@ code only its tail. The prefix needs no mask, for padding went with the compress
 kept lies in the past.
 """
 
-import dis
 import inspect
 import operator
 import sys
@@ -33,9 +32,19 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from . import library, probe
 from .attend import attend
 from .cache import Layer, Prefix
-from .errors import ArgumentError, HookError, Unsupported
-from .generate import Generate, cache_wanted
-from .prompt import Inputs, Rows, dtype_name, heard
+from .errors import ArgumentError, HookError
+from .generate import Generate
+from .prompt import Inputs, Rows, heard
+from .refusals import (
+    check_model,
+    check_wishes,
+    not_again,
+    other_model,
+    plain_cache,
+    plain_mask,
+    shape_of,
+    whole_cache,
+)
 
 UNTIL_FINISH = float("inf")
 
@@ -44,9 +53,6 @@ UNLINKED = {"reading": False, "pending": None, "broken": False}
 
 # Attention implementations that we call in turn; ours are named by them.
 BASES, OURS = {"sdpa", "eager"}, "kvpc_"
-
-# Kinds of layers that transformers' configs name: compressed, and left alone.
-KINDS = {"full_attention", "sliding_attention"}
 
 # Where a module keeps its hooks.
 REGISTERED = (
@@ -104,9 +110,9 @@ class KVLayer(Layer, CacheLayerMixin):
         return self.keys, self.values
 
     def fits(self, keys, values):
-        have, need = _shape(self.keys, self.values), _shape(keys, values)
+        have, need = shape_of(self.keys, self.values), shape_of(keys, values)
         if have != need:
-            raise _other_model(f"it has {have}; this model has {need}")
+            raise other_model(f"it has {have}; this model has {need}")
         self.foreign = False
 
     def seal(self, prefix, length):
@@ -160,22 +166,6 @@ class KVLayer(Layer, CacheLayerMixin):
 
     def reset(self):
         self.__init__(self.link)
-
-
-def _shape(keys, values):
-    width = f"{keys.shape[3]}"
-    if values.shape[3] != keys.shape[3]:
-        width += f" and {values.shape[3]}"
-    where = dtype_name(keys.dtype), keys.device
-    return "{} heads of {} channels in {} on {}".format(keys.shape[1], width, *where)
-
-
-def _other_model(why):
-    return HookError(
-        f"this compressed cache is of another model: {why}; remedy: call the model that filled it, or "
-        "another instance of it in the same dtype and place",
-        "hook-cache-other",
-    )
 
 
 def unlinked_layer(said, parts):
@@ -310,35 +300,7 @@ class Hook:
         self.configs = list({id(m.config): m.config for m in [decoder, *self.attention]}.values())
         self.names = list(inspect.signature(decoder.forward).parameters)
         self.inputs = Inputs(self.model, self.decoder, self.attention, self.order, self.configs)
-        bases = {_base(c) for c in self.configs}
-        if not getattr(model, "_supports_attention_backend", False):
-            why = "its attention does not go through transformers' AttentionInterface"
-        elif not self.attention:
-            why = "no attention modules found"
-        elif name := next((type(m).__name__ for m in self.passing() if not _passes_on(m)), None):
-            why = f"{name} does not pass keyword arguments on to attention"
-        elif all(self.sliding):
-            why = "every layer has a sliding window: nothing to compress"
-        elif not bases <= BASES:
-            why = f"attention implementation: have {', '.join(sorted(bases))}, need sdpa or eager"
-        elif getattr(decoder.config, "attn_logit_softcapping", None):
-            why = "it caps attention logits"
-        elif any(hasattr(m, "sinks") for m in self.attention):
-            why = "it has attention sinks"
-        elif other := sorted(set(getattr(decoder.config, "layer_types", None) or ()) - KINDS):
-            why = f"it has layers of the kind {', '.join(other)}; need full or sliding attention"
-        elif getattr(decoder.config, "num_kv_shared_layers", None):
-            why = "layers share keys and values with others"
-        elif (cache := cache_wanted(model)) not in (None, "dynamic"):
-            why = f"its generation_config asks for a {cache} cache; need a dynamic one"
-        else:
-            return
-        raise HookError(f"cannot attach to {self.model}: {why}", "hook-model")
-
-    def passing(self):
-        """The modules by which keyword arguments come to attention functions."""
-        layers = self.decoder().layers
-        return [m for m in layers if set(m.modules()) & set(self.attention)] + self.attention
+        check_model(model, self, {_base(c) for c in self.configs}, BASES)
 
     @staticmethod
     def of(model):
@@ -418,16 +380,16 @@ class Hook:
         """Make a cache ours: its full-attention layers, with what they hold."""
         sealed = [getattr(layer, "prefix", None) is not None for layer in cache.layers]
         if any(sealed):
-            _whole_cache(next(layer.link for layer in self.layers(cache)))
+            whole_cache(next(layer.link for layer in self.layers(cache)))
             if len(sealed) != len(self.sliding):
-                raise _other_model(
+                raise other_model(
                     f"it has {len(sealed)} layers; {self.model} has {len(self.sliding)}"
                 )
             for i, slides in enumerate(self.sliding):
                 # one that slides may be whole, where the mask alone does the sliding
                 if sealed[i] if slides else not isinstance(cache.layers[i], KVLayer):
                     has, needs = ("full", "sliding") if slides else ("sliding", "full")
-                    raise _other_model(
+                    raise other_model(
                         f"its layer {i} is of {has} attention; that of {self.model} of {needs}"
                     )
         link = Link(self, None if cache.get_seq_length() else self.session)
@@ -440,6 +402,7 @@ class Hook:
                 old.is_sliding = True  # or the mask of full layers takes its sizes from this layer
             elif isinstance(old, KVLayer):
                 old.link, old.foreign = link, old.prefix is not None
+                old.forget()
             else:
                 new = cache.layers[i] = KVLayer(link)
                 if old.get_seq_length():
@@ -462,17 +425,17 @@ class Hook:
         ours = self.layers(cache)
         if cache is None or (self.press is None and not any(layer.prefix for layer in ours)):
             return None if torch.compiler.is_compiling() else self.tidy()
-        _plain_cache(cache)
-        _plain_mask(mask)
+        plain_cache(cache)
+        plain_mask(mask)
         ids = kwargs.get("input_ids")
         ids = kwargs["inputs_embeds"] if ids is None else ids
         past = cache.get_seq_length()
         end = past + ids.shape[1]
         if (position := kwargs.get("cache_position")) is not None:
-            _not_again(position, past)
+            not_again(position, past)
             # 5.2 is one ahead of it after a prefill in chunks
             kwargs["cache_position"] = torch.arange(past, end, device=ids.device)
-        self.wanted(module, ours, kwargs)
+        check_wishes(self.model, module, ours, kwargs)
         for config in self.configs:
             if _base(config) not in BASES:  # set since the hook was attached
                 raise HookError(
@@ -490,7 +453,7 @@ class Hook:
             link.pending = None  # its `with` ended before the prompt did: it stays whole
             for layer in ours:
                 layer.forget()
-        _whole_cache(link)
+        whole_cache(link)
         held = ours[0].keys
         if held is not None and held.shape[0] != ids.shape[0]:
             raise HookError(
@@ -511,7 +474,7 @@ class Hook:
             told = heard(press, ours[0].told, mask, kwargs.get("position_ids"), ids, past)
             if last:
                 rows = Rows(told, ids.shape[0], end)
-                self.inputs.enough(press, ours, past, ids.shape[1])
+                self.inputs.enough(press, ours, rows, past, ids.shape[1])
             else:
                 ours[0].told = told
         step = kwargs["kvpc"] = Step(self, cache, link, press, rows)
@@ -522,25 +485,6 @@ class Hook:
         link.reading, link.broken = True, last
         self.switch(step.thread, True)
         return (), kwargs
-
-    def wanted(self, module, ours, kwargs):
-        """Refuses what a call wants beside and cannot have."""
-        attentions = kwargs.get("output_attentions")
-        if attentions is None:
-            attentions = getattr(module.config, "output_attentions", False)
-        if attentions and any(layer.prefix is not None for layer in ours):
-            raise Unsupported(
-                "a compressed cache gives no attention weights: heads and layers keep different "
-                "tokens; remedy: call the model without `output_attentions`",
-                "hook-attentions",
-            )
-        for layer in module.layers:  # which then get no cache
-            if layer.training and getattr(layer, "gradient_checkpointing", False):
-                raise HookError(
-                    f"{self.model} is in training with gradient checkpointing, and so without a "
-                    "cache; remedy: `model.eval()`, or `use_cache=False` for a call without the press",
-                    "hook-model",
-                )
 
     def twice(self, module):
         return HookError(
@@ -578,12 +522,12 @@ class Hook:
                 "inside `with kvpc.hook.attach(model, press, ...)`",
                 "hook-finish",
             )
-        _plain_cache(cache)
-        _plain_mask(attention_mask)
+        plain_cache(cache)
+        plain_mask(attention_mask)
         layers = self.layers(cache)
         link = layers[0].link if layers else None
         if getattr(link, "hook", None) is self:
-            _whole_cache(link)
+            whole_cache(link)
         whole = [layer for layer in layers if layer.prefix is None]
         if (
             getattr(link, "hook", None) is not self
@@ -605,9 +549,10 @@ class Hook:
         told = layers[0].told
         if attention_mask is not None:
             told = told | {"real": attention_mask.bool()[..., None]}
+        rows = Rows(told, *shape)
         if whole:
-            self.inputs.enough(self.press, layers, shape[1], 0)
-        step = Step(self, cache, link, self.press, Rows(told, *shape))
+            self.inputs.enough(self.press, layers, rows, shape[1], 0)
+        step = Step(self, cache, link, self.press, rows)
         try:
             for module in self.attention:
                 layer = cache.layers[module.layer_idx]
@@ -634,48 +579,6 @@ def _calling():
             if code is torch.nn.Module._call_impl.__code__ or "_dynamo" in code.co_filename:
                 return True
     return False
-
-
-def _plain_cache(cache):
-    if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
-        raise HookError(
-            f"cannot compress a {type(cache).__name__}: need a DynamicCache, not offloaded",
-            "hook-cache",
-        )
-
-
-def _plain_mask(mask):
-    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2):
-        raise HookError(
-            "need a 2D attention mask (1 for real tokens), have a prepared one", "hook-mask"
-        )
-
-
-def _not_again(position, past):
-    """generate() of 4.56 and 5.2 does not look for what a cache holds if it reads in chunks."""
-    if torch.compiler.is_compiling() or past == 0 or position.shape[0] == 1:
-        return  # a decoding step: nothing to wait for the device for
-    if (begin := int(position[0])) < past:
-        raise HookError(
-            f"the cache holds {past} tokens, and these are to begin at {begin}, as `generate` with "
-            "`prefill_chunk_size` has it, which reads them all once more; remedy: `generate` without "
-            "it, or transformers 5.23",
-            "hook-chunks",
-        )
-
-
-def _passes_on(module):
-    """Whether its forward calls anything with keyword arguments that it does not name."""
-    code = inspect.unwrap(type(module).forward).__code__
-    return any(one.opname == "CALL_FUNCTION_EX" for one in dis.get_instructions(code))
-
-
-def _whole_cache(link):
-    if link.broken:
-        raise HookError(
-            "compressing this cache failed half way; remedy: start again with a new cache",
-            "hook-cache-broken",
-        )
 
 
 def _prompt_tokens(value):

@@ -42,7 +42,7 @@ def heard(press, told, mask, positions, ids, past):
         if positions.dim() != 2:
             raise _positions(f"have {positions.dim()} axes, need two: row and token")
         positions = positions.expand(batch, new)[..., None]
-        if past:
+        if "positions" in told:
             positions = torch.cat([told["positions"], positions], 1)
         told["positions"] = positions
     return told
@@ -179,9 +179,14 @@ class Inputs:
                 "hook-dtype",
             )
 
-    def enough(self, press, layers, past, new):
-        """Refuses to end a prompt where too little was captured: of what came before, tokens may be
-        cropped after which the press cannot have as many of the last ones as it wants."""
+    def enough(self, press, layers, rows, past, new):
+        """Refuses to end a prompt of several pieces of which the press cannot be given what it
+        wants: each row's last tokens, of which too many may be cropped."""
+        if rows.ends is not None and any(layer.window for layer in layers):
+            raise HookError(
+                "a prompt in chunks must be padded on the left, have padding on the right",
+                "hook-padding",
+            )
         for number, layer in enumerate(layers if past else ()):
             for name, amount in press.inputs_at(number).items():
                 if name not in CAPTURED:
@@ -236,11 +241,6 @@ class Inputs:
         press, rows = step.press, step.rows
         number = self.order[module.layer_idx]
         wanted, inputs = press.inputs_at(number), {}
-        if rows.ends is not None and layer.window:
-            raise HookError(
-                "a prompt in chunks must be padded on the left, have padding on the right",
-                "hook-padding",
-            )
         for name, value in captured.items():
             inputs[name] = _last(value, _amount(wanted[name]), rows.ends).detach()
         if rows.begin is not None and "unrotated_queries" in inputs:
