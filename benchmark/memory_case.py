@@ -128,15 +128,15 @@ class Ours:
             for layer in range(self.model.config.num_hidden_layers):
                 cache.update(*given, layer)  # which copies
             return cache
-        rows = Rows(None, 1, given[0].shape[2])
+        rows = Rows({}, 1, given[0].shape[2])
         with attach(self.model, self.press) as hook:
             step = Step(hook, cache, hook.adopt(cache), self.press, rows)
             for module in hook.attention:
                 layer = cache.layers[module.layer_idx]
                 layer.update(*(x.clone() for x in given))
                 captured = self._captured(hook.order[module.layer_idx], given[0].shape[2])
-                hook.compress(step, module, layer, captured)
-            step.link.pending = False
+                hook.inputs.compress(step, module, layer, captured)
+            step.link.pending = None
         return cache
 
     def _captured(self, layer, tokens):

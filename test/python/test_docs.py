@@ -113,3 +113,6 @@ def test_codes_of_calls_have_a_line():
         re.findall(r'"(cache-[a-z-]+)"', (ROOT / "runtime/python/kvpc/saved.py").read_text())
     )
     assert set(re.findall(r"^\| `(cache-[a-z-]+)`", page, re.M)) == saved
+    drawn = (ROOT / "runtime/python/kvpc/picture.py").read_text()
+    drawn = set(re.findall(r'"(plot-[a-z]+)"', drawn)) | {"plot-row", "plot-tokens"}
+    assert set(re.findall(r"^\| `(plot-[a-z-]+)`", page, re.M)) == drawn

@@ -5,6 +5,7 @@ import gc
 import io
 import threading
 from contextlib import suppress
+from types import SimpleNamespace
 
 import fake_presses
 import pytest
@@ -40,10 +41,26 @@ def test_leaving_restores_the_model():
     assert torch.equal(model(ids).logits, plain)
     steps(model, cache, ids[:, :3])
     assert state(model) != before  # the cache lives: an idle pair of hooks on the decoder
+    torch.save(model, io.BytesIO())
     del cache
-    gc.collect()
-    model(ids)  # takes the hooks of dead caches away
     assert state(model) == before and model.get_decoder() not in kvpc.hook._hooks
+    torch.save(model, io.BytesIO())
+
+
+@torch.no_grad()
+def test_leaving_amid_a_call():
+    """A cache whose end comes while some module is called, here within the model that it is of:
+    then the next call takes the hooks away."""
+    model, ids = make(), text(30)
+    before = state(model)
+    with OraclePress("all")(model):
+        caches = [model(ids).past_key_values for _ in range(2)]
+    handle = model.model.layers[0].register_forward_pre_hook(lambda *args: caches.clear())
+    model(ids, use_cache=False)
+    handle.remove()
+    assert hooks(model) == 2
+    model(ids)
+    assert state(model) == before
 
 
 def raiser(error):
@@ -528,6 +545,121 @@ def test_leaving_a_copy_behind(how):
 
 
 @torch.no_grad()
+def test_attention_weights_refused():
+    """Of the prompt there are those of the model; of what follows none, and nothing is done."""
+    model, press, ids = make(impl="eager"), OraclePress("all"), text(45)
+    with press(model):
+        out = model(ids[:, :40], output_attentions=True)
+        assert [x.shape for x in out.attentions] == [(1, 4, 40, 40)] * 4
+        options = {"past_key_values": out.past_key_values}
+        with pytest.raises(kvpc.Unsupported, match=r"no attention weights: .*; remedy: ") as e:
+            model(ids[:, 40:41], output_attentions=True, **options)
+        assert e.value.code == "hook-attentions" and out.past_key_values.get_seq_length() == 40
+        model.config.output_attentions = True
+        with pytest.raises(kvpc.Unsupported, match="no attention weights"):
+            model(ids[:, 40:41], **options)
+        model.config.output_attentions = False
+        got = steps(model, out.past_key_values, ids[:, 40:])
+    close(got, oracle_logits(model, press.log, ids, 40)[:, 40:])
+
+
+def test_gradient_checkpointing_refused():
+    """In training it takes the cache away."""
+    model, press, ids = make().train(), OraclePress(), text(40)
+    model.gradient_checkpointing_enable()
+    before = state(model)
+    with press(model):
+        with pytest.raises(HookError, match=r"training with gradient checkpointing, .*remedy") as e:
+            model(ids)
+        assert e.value.code == "hook-model" and not press.calls
+        model(ids, use_cache=False).logits.sum().backward()
+        model.eval()(ids)
+        assert press.calls == 4
+    gc.collect()
+    assert state(model) == before
+
+
+@torch.no_grad()
+def test_models_that_pass_nothing_on(monkeypatch):
+    """What the hook gives with a call must come to the attention: known at attach where a forward
+    takes no such arguments further, else when the prompt ends."""
+    model, press, ids = make(), OraclePress(), text(40)
+    kind, before = type(model.model.layers[0]), state(model)
+
+    def alone(self, x, attention_mask=None, position_embeddings=None, past_key_values=None, **rest):
+        return stock(
+            self,
+            x,
+            attention_mask=attention_mask,
+            position_embeddings=position_embeddings,
+            past_key_values=past_key_values,
+        )
+
+    stock = kind.forward
+    monkeypatch.setattr(kind, "forward", alone)
+    with pytest.raises(HookError, match="LlamaDecoderLayer does not pass keyword arguments on"):
+        with press(model):
+            pass
+    assert state(model) == before
+
+    def lossy(self, *args, kvpc=None, **rest):
+        return stock(self, *args, **rest)
+
+    monkeypatch.setattr(kind, "forward", lossy)
+    for told in (None, 30, UNTIL_FINISH):
+        cache = DynamicCache()
+        with (
+            attach(model, press, prompt_tokens=told),
+            pytest.raises(HookError, match="the press was not called: LlamaForCausalLM did") as e,
+        ):
+            model(ids, past_key_values=cache)
+        assert e.value.code == "hook-model" and not press.calls
+    monkeypatch.setattr(kind, "forward", stock)
+    want = model(torch.cat([ids, ids[:, :2]], 1)).logits[:, 40:]
+    close(steps(model, cache, ids[:, :2]), want)  # whole, as it would be without a press
+    del cache, e  # whose frames hold the caches
+    gc.collect()
+    assert state(model) == before
+
+
+@torch.no_grad()
+def test_layers_with_two_attentions(monkeypatch):
+    """As those of DiffLlama, each over a half of the values."""
+    model, press, ids = make(), OraclePress(), text(40)
+    kind = type(model.model.layers[0].self_attn)
+
+    def forward(self, *args, past_key_values, **kwargs):
+        layer = past_key_values.layers[self.layer_idx]
+        first = stock(self, *args, past_key_values=past_key_values, **kwargs)
+        held = SimpleNamespace(update=lambda *args: (layer.keys, layer.values))
+        return first[0] + stock(self, *args, past_key_values=held, **kwargs)[0], None
+
+    stock = kind.forward
+    for told in (None, UNTIL_FINISH):
+        monkeypatch.setattr(kind, "forward", forward)
+        with attach(model, press, prompt_tokens=told):
+            with pytest.raises(HookError, match="calls attention more than once"):
+                model(ids)
+        monkeypatch.setattr(kind, "forward", stock)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per")
+def test_integer_projections_refused():
+    """Of a model that torch quantized: other presses are served."""
+    quantized = torch.ao.quantization.quantize_dynamic(make(), {torch.nn.Linear}, torch.qint8)
+    with pytest.raises(
+        HookError, match=r"needs `output_weight`, .*: the projection behind .* no plain"
+    ):
+        with Weighing()(quantized):
+            pass
+    press = OraclePress("all")
+    with torch.no_grad(), press(quantized):
+        cache = quantized(text(40)).past_key_values
+        steps(quantized, cache, text(2))
+    assert press.calls == 4 and cache.layers[0].sealed == 40
+
+
+@torch.no_grad()
 def test_autocast_refused():
     """Keys and values of two dtypes; before anything is done to the cache. Where the model has the
     dtype of autocast, all is one."""
@@ -540,7 +672,7 @@ def test_autocast_refused():
                 ) as e:
                     model(ids[:, :40], past_key_values=given)
                 assert e.value.code == "hook-dtype" and not press.calls
-            hook.dtype = None  # as of a quantized model: told when they are there
+            hook.inputs.dtype = None  # as of a quantized model: told when they are there
             with pytest.raises(
                 HookError, match=r"layer 0 are float32, its values bfloat16; .*reme"
             ):

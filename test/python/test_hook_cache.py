@@ -178,6 +178,42 @@ def test_saved_and_loaded(tmp_path, name, kind, given):
         assert hook.press is None and kvpc.load_cache(file).get_seq_length() == 64
 
 
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        (
+            {"dtype": torch.bfloat16},
+            "2 heads of 16 channels in float32 on cpu; this model has .* bfl",
+        ),
+        ({"dtype": torch.float64}, "this model has 2 heads of 16 channels in float64"),
+        ({"head_dim": 8}, "this model has 2 heads of 8 channels"),
+        ({"num_key_value_heads": 4}, "this model has 4 heads of 16 channels"),
+        ({"num_hidden_layers": 2}, "it has 4 layers; LlamaForCausalLM has 2"),
+        ({"num_hidden_layers": 6}, "it has 4 layers; LlamaForCausalLM has 6"),
+        ({"name": "Gemma3"}, "its layer 0 is of full attention; that of Gemma3For.* of sliding"),
+        ({"from": "Gemma3"}, "its layer 0 is of sliding attention; that of LlamaFor.* of full"),
+    ],
+)
+@torch.no_grad()
+def test_caches_of_other_models_refused(tmp_path, change, why):
+    """Loaded ones; refused before anything is added, and of use to the right model."""
+    file, kind = tmp_path / "cache.safetensors", change.pop("from", "Llama")
+    model, press, ids = make(kind), OraclePress("all"), text(45)
+    with press(model):
+        kvpc.save_cache(model(ids[:, :40]).past_key_values, file)
+    cache, dtype = kvpc.load_cache(file), change.pop("dtype", torch.float32)
+    with attach(make(**change).to(dtype)) as hook:
+        other = hook.decoder()
+        for _ in range(2):
+            with pytest.raises(HookError, match=f"of another model: .*{why}.*; remedy: ") as e:
+                other(ids[:, 40:41], past_key_values=cache)
+            assert e.value.code == "hook-cache-other" and cache.get_seq_length() == 40
+    twin = make(kind)
+    with attach(twin):
+        got = steps(twin, cache, ids[:, 40:])
+    close(got, oracle_logits(model, press.log, ids, 40)[:, 40:])
+
+
 def test_other_files_are_no_caches(tmp_path):
     from safetensors.torch import save_file
 

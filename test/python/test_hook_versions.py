@@ -16,9 +16,9 @@ LINES = (ROOT / "test/versions.txt").read_text().splitlines()
 VERSIONS = [line.split()[0] for line in LINES if line and not line.startswith("#")]
 
 # All that depends on transformers, once; what kinds of presses there are is no matter of versions.
-CHOSEN = """(by_hand and sdpa and all) or (test_generate and all) or chunked or second_prompt_generate
+CHOSEN = """(by_hand and sdpa and all) or (test_generate and all) or chunked or second_prompt_generate or prompt_in_chunks
 or (left_padding and all) or unrotated or (beam and all) or (crop and all) or refused or saved
-or leaving or exception or compiled_decode"""
+or leaving or exception or compiled_decode or (between_pieces and not copy) or positions"""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,10 @@ def processes(tmp_path_factory):
             process = subprocess.Popen(
                 [sys.executable, "-m", "pytest", "-v", "-v", "-p", "says_version"]
                 + ["-k", " ".join(CHOSEN.split())]
-                + [f"test/python/test_hook{part}.py" for part in ("", "_attach", "_cache")],
+                + [
+                    f"test/python/test_hook{part}.py"
+                    for part in ("", "_attach", "_cache", "_pieces")
+                ],
                 cwd=ROOT,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
                 stdout=out,

@@ -75,6 +75,34 @@ def test_cache_of_a_model(tmp_path):
         assert bars[FILL] / bars[SHADES[0]] == pytest.approx(share, rel=0.02)
 
 
+@torch.no_grad()
+def test_arguments_refused(tmp_path):
+    out, model = output(torch.tensor([[[0, 1, 6]]]), None), make(num_hidden_layers=2)
+    with OraclePress("ragged")(model):
+        cache = model(text(20, 2)).past_key_values
+    for given, options, why, code in (
+        (out, {"row": 1}, "`row` is 1; need a whole number from 0 to 0", "plot-row"),
+        (cache, {"row": 2}, "`row` is 2; need a whole number from 0 to 1", "plot-row"),
+        (cache, {"row": -1}, "`row` is -1; need", "plot-row"),
+        (cache, {"row": "x"}, "`row` is 'x'; need", "plot-row"),
+        (out, {"tokens": 6}, "`tokens` is 6; need a whole number of at least 7", "plot-tokens"),
+        (out, {"tokens": 0}, "`tokens` is 0; need", "plot-tokens"),
+        (cache, {"tokens": 3}, "`tokens` is 3; need", "plot-tokens"),
+        (out, {"tokens": 7.5}, "`tokens` is 7.5; need", "plot-tokens"),
+        (None, {}, "cannot draw a NoneType; need what `press.compress` returned", "plot-input"),
+        ([out, 3], {}, "cannot draw a int; need", "plot-input"),
+        (out, {"title": 3}, "`title` is 3; need text", "plot-title"),
+        (out, {"path": tmp_path / "no/x.svg"}, "cannot write `.*x.svg`: ", "plot-file"),
+        (cache, {"path": tmp_path}, "cannot write `.*`: ", "plot-file"),
+    ):
+        with pytest.raises(kvpc.Error, match=why) as error:
+            kvpc.plot(given, **options)
+        assert error.value.code == code and isinstance(
+            error.value, kvpc.ArgumentError if code != "plot-file" else kvpc.Error
+        )
+    assert kvpc.plot(out, tokens=7) and kvpc.plot(cache, row=1, tokens=25)
+
+
 def test_several_outputs_and_nothing():
     outputs = [output(torch.arange(n).expand(1, 2, n)) for n in (5, 3)]
     assert [title for title, *_ in bands(kvpc.plot(outputs))] == [

@@ -142,3 +142,13 @@ def unrotate(queries, cos, sin):
     a, b = turned.chunk(2, -1)
     plain = (turned * cos - torch.cat([-b, a], -1) * sin) / (cos**2 + sin**2)
     return torch.cat([plain.to(queries.dtype), rest], -1)
+
+
+def rotate(queries, positions, inverse_frequencies):
+    """Queries turned on by a position of their row, [row], in the half layout."""
+    angles = positions[:, None].float() * inverse_frequencies.float()
+    cos, sin = angles.cos()[:, None, None], angles.sin()[:, None, None]
+    width = 2 * inverse_frequencies.shape[-1]
+    a, b = queries[..., :width].float().chunk(2, -1)
+    turned = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    return torch.cat([turned.to(queries.dtype), queries[..., width:]], -1)

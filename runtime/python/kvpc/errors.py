@@ -51,6 +51,14 @@ class Unsupported(Error):
     """What this press or this runtime cannot do."""
 
 
+class HookError(Error):
+    """A model, cache or call that the hook of Hugging Face models cannot serve. `code` says which of
+    them."""
+
+    def __init__(self, message, code):
+        super().__init__(f"{message} [{code}]", code)
+
+
 class CompilerNotFound(Error):
     """The executable `kvpc` is not there."""
 

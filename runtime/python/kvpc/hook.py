@@ -1,4 +1,5 @@
-"""`with press(model):` for Hugging Face models. The only file that knows transformers.
+"""`with press(model):` for Hugging Face models. The file that knows transformers, with generate.py
+and refusals.py; what a press is given is in prompt.py.
 
 Written for 4.56, 5.2 and 5.23; what differs between them is marked where it is handled.
 
@@ -14,8 +15,6 @@ code only its tail. The prefix needs no mask, for padding went with the compress
 kept lies in the past.
 """
 
-import copy
-import functools
 import inspect
 import operator
 import sys
@@ -31,37 +30,29 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from . import library, probe
-from .attend import attend, unrotate
+from .attend import attend
 from .cache import Layer, Prefix
-from .errors import ArgumentError, Error, Unsupported
+from .errors import ArgumentError, HookError
+from .generate import Generate
+from .prompt import Inputs, Rows, heard
+from .refusals import (
+    check_model,
+    check_wishes,
+    not_again,
+    other_model,
+    plain_cache,
+    plain_mask,
+    shape_of,
+    whole_cache,
+)
 
 UNTIL_FINISH = float("inf")
 
-# What a press may ask for beside keys and values.
-SUPPLIED = {"queries", "unrotated_queries", "hidden", "output_weight", "rope"}
-
 # What a layer without a hook has in the place of a Link.
-UNLINKED = {"reading": False, "pending": False, "broken": False}
+UNLINKED = {"reading": False, "pending": None, "broken": False}
 
 # Attention implementations that we call in turn; ours are named by them.
-BASES, OURS, PROBE = {"sdpa", "eager"}, "kvpc_", "kvpc_probe"
-
-# Settings of generate() with which a forward holds candidates beside the prompt; any of them may be
-# rejected later, and the hook cannot tell them from the prompt. `use_mtp` is of 5.23.
-CANDIDATES = ("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
-
-# Kinds of layers that transformers' configs name: compressed, and left alone.
-KINDS = {"full_attention", "sliding_attention"}
-
-# Of models that compute in the dtype of their weights.
-DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.float64
-
-# Why a press that turns queries or keys back is refused, by what probe.py found of a layer.
-LAYOUTS = {
-    "none": "layer {} has no rotary embedding",
-    "other": "the rotary embedding of layer {} pairs other channels than those of two halves",
-    None: "how layer {} rotates cannot be told",
-}
+BASES, OURS = {"sdpa", "eager"}, "kvpc_"
 
 # Where a module keeps its hooks.
 REGISTERED = (
@@ -79,22 +70,26 @@ _switched = {}  # id of a config -> the forwards under way with it: (Hook.key, t
 _lock = threading.RLock()
 
 
-class HookError(Error):
-    """A model, cache or call that the hook cannot serve. `code` says which of them."""
-
-    def __init__(self, message, code):
-        super().__init__(f"{message} [{code}]", code)
-
-
 class KVLayer(Layer, CacheLayerMixin):
-    """A cache layer as transformers wants it. `window`: what the press will want of a prompt that
-    comes in chunks."""
+    """A cache layer as transformers wants it.
+
+    Of a prompt that comes in chunks, [row, ..., token, channel], all of them following the rows and
+    tokens of the cache:
+    window       what the press will want of it, as many of the last tokens as it wants
+    told         what calls said of all tokens, see `prompt.heard`; in the first layer alone
+    frequencies  the rotary embedding's, with which it was read
+    """
 
     is_sliding, is_compileable, is_croppable = False, False, True
 
     def __init__(self, link):
         Layer.__init__(self)
-        self.link, self.window, self.is_initialized = link, {}, False
+        self.link, self.is_initialized = link, False
+        self.foreign = False  # from a file or another instance: may not fit
+        self.forget()
+
+    def forget(self):
+        self.window, self.told, self.frequencies = {}, {}, None
 
     def lazy_initialization(self, keys, values=None):  # 4.56 passes keys alone
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
@@ -109,12 +104,20 @@ class KVLayer(Layer, CacheLayerMixin):
             )
         if not self.is_initialized:
             self.lazy_initialization(keys)
+        if self.foreign:
+            self.fits(keys, values)
         self.append(keys, values)
         return self.keys, self.values
 
+    def fits(self, keys, values):
+        have, need = shape_of(self.keys, self.values), shape_of(keys, values)
+        if have != need:
+            raise other_model(f"it has {have}; this model has {need}")
+        self.foreign = False
+
     def seal(self, prefix, length):
         super().seal(prefix, length)
-        self.window = {}
+        self.forget()
 
     def get_seq_length(
         self, *args
@@ -139,20 +142,30 @@ class KVLayer(Layer, CacheLayerMixin):
                 "keep a copy.deepcopy of the cache from before the compression",
                 "hook-crop",
             )
+        gone = self.length() - length
         self.cut(length)
+        for held in (self.window, self.told):
+            for name, x in held.items() if gone > 0 else ():
+                held[name] = x[..., : max(0, x.shape[-2] - gone), :]
 
     def batch_select_indices(self, indices):
-        self.select(indices)
+        if self.keys is None:
+            return
+        rows = torch.arange(self.keys.shape[0])[torch.as_tensor(indices).cpu()]
+        self.select(rows)
+        for held in (self.window, self.told):
+            for name, x in held.items():
+                held[name] = x[rows.to(x.device)]
 
     reorder_cache = batch_select_indices
 
     def batch_repeat_interleave(self, repeats):
         if self.keys is not None:
-            self.select(torch.arange(self.keys.shape[0]).repeat_interleave(repeats))
+            rows = torch.arange(self.keys.shape[0]).repeat_interleave(repeats)
+            self.batch_select_indices(rows)
 
     def reset(self):
         self.__init__(self.link)
-        self.link.pending = True
 
 
 def unlinked_layer(said, parts):
@@ -187,47 +200,20 @@ class Link:
     """One per cache, shared by its layers. While it lives, the model keeps its (idle) pair of
     hooks.
 
-    pending: the prompt has not ended yet; reading: the hook is in charge of the forward under way;
-    broken: a forward failed amid the compression, or is amid it.
+    pending: the `Hook.session` whose press waits for the end of the prompt; reading: the hook is in
+    charge of the forward under way; broken: a forward failed amid the compression, or is amid it.
     """
 
     def __init__(self, hook, pending):
         self.hook, self.pending, self.reading, self.broken = hook, pending, False, False
         hook.retain(1)
-        weakref.finalize(self, hook.retain, -1)
+        weakref.finalize(self, hook.release).atexit = False
 
     def __deepcopy__(self, memo):  # prefix caching copies caches: share the model, own the flags
         return memo.setdefault(id(self), Link(self.hook, self.pending))
 
     def __reduce__(self):  # a saved cache must not carry the model
         return SimpleNamespace, (), UNLINKED
-
-
-class Rows:
-    """The real tokens of every batch row of a prompt, read from the mask once per prompt."""
-
-    def __init__(self, mask, batch, length):
-        self.padding, self.lengths, self.ends = "left", None, None
-        real = None if mask is None else mask[:, :length].bool()
-        if real is None or real.all():
-            return
-        self.lengths = real.sum(1).cpu()
-        first = real.long().argmax(1).cpu()
-        last = length - real.flip(1).long().argmax(1).cpu()
-        first, last = (torch.where(self.lengths > 0, x, length) for x in (first, last))
-        if (last - first != self.lengths).any():
-            raise HookError(
-                "padding must lie on one side of the prompt, have real tokens on both sides of it",
-                "hook-padding",
-            )
-        if (last != length).any():
-            first = torch.where(self.lengths > 0, first, 0)
-            if (first != 0).any():
-                raise HookError(
-                    "padding must lie on the same side in every row of a batch, have both sides",
-                    "hook-padding",
-                )
-            self.padding, self.ends = "right", self.lengths
 
 
 class Step:  # Dynamo cannot build a SimpleNamespace
@@ -237,18 +223,24 @@ class Step:  # Dynamo cannot build a SimpleNamespace
     def __init__(self, hook, cache, link, press, rows):
         self.hook, self.cache, self.link, self.press, self.rows = hook, cache, link, press, rows
         self.embeddings = self.hidden = self.state = self.thread = None
+        self.seen = set()  # layers whose queries were captured
 
 
 def _register(base, base_mask):
     def attention(module, query, key, value, attention_mask, *args, kvpc=None, **kwargs):
         layer = kvpc and kvpc.cache.layers[module.layer_idx]
         if isinstance(layer, KVLayer) and layer.prefix is not None:
+            if kvpc.rows is not None:
+                raise kvpc.hook.twice(module)
             return attend(query, layer.prefix, key, value, attention_mask, kwargs["scaling"]), None
         eager = base == "eager" and sys.modules[type(module).__module__].eager_attention_forward
         stock = eager or ALL_ATTENTION_FUNCTIONS[base]
         out = stock(module, query, key, value, attention_mask, *args, **kwargs)
         if isinstance(layer, KVLayer) and kvpc.press is not None:
-            kvpc.hook.capture(kvpc, module, layer, query)
+            if module.layer_idx in kvpc.seen:
+                raise kvpc.hook.twice(module)
+            kvpc.seen.add(module.layer_idx)
+            kvpc.hook.inputs.capture(kvpc, module, layer, query)
         return out
 
     def mask(**kwargs):  # only a sealed full layer has an offset; sliding ones carry local_size
@@ -261,7 +253,7 @@ def _register(base, base_mask):
 
 _register("sdpa", sdpa_mask)
 _register("eager", eager_mask)
-AttentionInterface.register(PROBE, probe.attention)
+AttentionInterface.register(probe.NAME, probe.attention)
 
 
 def _base(config):
@@ -290,10 +282,12 @@ class Hook:
                 raise HookError(
                     f"cannot attach to {self.model}: it has no decoder layers", "hook-model"
                 )
-        self.decoder, self.press, self.expected = weakref.ref(decoder), None, None
+        self.decoder, self.press = weakref.ref(decoder), None
+        self.session = None  # an object of its own for every `with` that has a press
+        self.prompt_tokens = None
+        self.generating = {}  # thread -> length of the prompt that its generate() feeds in chunks
         self.entered, self.refs, self.key = False, 0, str(id(self))
         self.handles, self.stashing = [], []
-        self.outputs = {}  # layer -> the projection behind its attention, if a press asks for it
         self.under_way = {}  # thread -> the Link of its forward, weakly
         self.attention = [
             m for m in decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "scaling")
@@ -305,31 +299,8 @@ class Hook:
         self.order = {layer: number for number, layer in enumerate(full)}
         self.configs = list({id(m.config): m.config for m in [decoder, *self.attention]}.values())
         self.names = list(inspect.signature(decoder.forward).parameters)
-        # None: quantized
-        weights = [m.weight for a in self.attention for m in a.modules() if _linear(m)]
-        self.dtype = weights[0].dtype if weights and weights[0].dtype in DTYPES else None
-        bases = {_base(c) for c in self.configs}
-        if not getattr(model, "_supports_attention_backend", False):
-            why = "its attention does not go through transformers' AttentionInterface"
-        elif not self.attention:
-            why = "no attention modules found"
-        elif all(self.sliding):
-            why = "every layer has a sliding window: nothing to compress"
-        elif not bases <= BASES:
-            why = f"attention implementation: have {', '.join(sorted(bases))}, need sdpa or eager"
-        elif getattr(decoder.config, "attn_logit_softcapping", None):
-            why = "it caps attention logits"
-        elif any(hasattr(m, "sinks") for m in self.attention):
-            why = "it has attention sinks"
-        elif other := sorted(set(getattr(decoder.config, "layer_types", None) or ()) - KINDS):
-            why = f"it has layers of the kind {', '.join(other)}; need full or sliding attention"
-        elif getattr(decoder.config, "num_kv_shared_layers", None):
-            why = "layers share keys and values with others"
-        elif (cache := _cache_wanted(model)) not in (None, "dynamic"):
-            why = f"its generation_config asks for a {cache} cache; need a dynamic one"
-        else:
-            return
-        raise HookError(f"cannot attach to {self.model}: {why}", "hook-model")
+        self.inputs = Inputs(self.model, self.decoder, self.attention, self.order, self.configs)
+        check_model(model, self, {_base(c) for c in self.configs}, BASES)
 
     @staticmethod
     def of(model):
@@ -338,7 +309,6 @@ class Hook:
         return _hooks.get(hook.decoder()) or hook
 
     def retain(self, n):
-        # Finalizers only count: hooks must not vanish while another thread or Dynamo reads them.
         with _lock:
             decoder, self.refs = self.decoder(), self.refs + n
             if decoder is not None and _hooks.get(decoder) is not self and self.refs > 0:
@@ -348,9 +318,16 @@ class Hook:
                     decoder.register_forward_hook(self.after, with_kwargs=True, always_call=True),
                 ]
 
+    def release(self):
+        """What is left to do for a cache that is no more, wherever its end came."""
+        self.retain(-1)
+        if self.refs == 0 and not _calling():
+            self.tidy()
+
     def tidy(self):
         with _lock:
-            if self.refs == 0 and _hooks.pop(self.decoder(), None):
+            decoder = self.decoder()
+            if decoder is not None and self.refs == 0 and _hooks.pop(decoder, None):
                 for handle in self.handles:
                     handle.remove()
 
@@ -395,9 +372,27 @@ class Hook:
                 self.switch(thread, False)
                 self.under_way.pop(thread, None)
 
+    def layers(self, cache):
+        """Those of a cache that are ours."""
+        return [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, KVLayer)]
+
     def adopt(self, cache):
         """Make a cache ours: its full-attention layers, with what they hold."""
-        link = Link(self, pending=cache.get_seq_length() == 0)
+        sealed = [getattr(layer, "prefix", None) is not None for layer in cache.layers]
+        if any(sealed):
+            whole_cache(next(layer.link for layer in self.layers(cache)))
+            if len(sealed) != len(self.sliding):
+                raise other_model(
+                    f"it has {len(sealed)} layers; {self.model} has {len(self.sliding)}"
+                )
+            for i, slides in enumerate(self.sliding):
+                # one that slides may be whole, where the mask alone does the sliding
+                if sealed[i] if slides else not isinstance(cache.layers[i], KVLayer):
+                    has, needs = ("full", "sliding") if slides else ("sliding", "full")
+                    raise other_model(
+                        f"its layer {i} is of {has} attention; that of {self.model} of {needs}"
+                    )
+        link = Link(self, None if cache.get_seq_length() else self.session)
         for i, slides in enumerate(self.sliding):
             if i == len(cache.layers):
                 # a lazy DynamicCache(): there the mask alone does the sliding
@@ -406,7 +401,8 @@ class Hook:
             if slides:
                 old.is_sliding = True  # or the mask of full layers takes its sizes from this layer
             elif isinstance(old, KVLayer):
-                old.link = link  # a loaded cache
+                old.link, old.foreign = link, old.prefix is not None
+                old.forget()
             else:
                 new = cache.layers[i] = KVLayer(link)
                 if old.get_seq_length():
@@ -426,11 +422,20 @@ class Hook:
             and kwargs.get("use_cache", module.config.use_cache) is not False
         ):
             cache = kwargs["past_key_values"] = DynamicCache(config=module.config)
-        ours = [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, KVLayer)]
+        ours = self.layers(cache)
         if cache is None or (self.press is None and not any(layer.prefix for layer in ours)):
             return None if torch.compiler.is_compiling() else self.tidy()
-        _plain_cache(cache)
-        _plain_mask(mask)
+        plain_cache(cache)
+        plain_mask(mask)
+        ids = kwargs.get("input_ids")
+        ids = kwargs["inputs_embeds"] if ids is None else ids
+        past = cache.get_seq_length()
+        end = past + ids.shape[1]
+        if (position := kwargs.get("cache_position")) is not None:
+            not_again(position, past)
+            # 5.2 is one ahead of it after a prefill in chunks
+            kwargs["cache_position"] = torch.arange(past, end, device=ids.device)
+        check_wishes(self.model, module, ours, kwargs)
         for config in self.configs:
             if _base(config) not in BASES:  # set since the hook was attached
                 raise HookError(
@@ -441,189 +446,72 @@ class Hook:
         link = ours[0].link if ours else None
         if getattr(link, "hook", None) is not self:  # new, loaded, or another instance's
             link = self.adopt(cache)
-        _whole_cache(link)
-        ids = kwargs.get("input_ids")
-        ids = kwargs["inputs_embeds"] if ids is None else ids
-        held = ours[0].keys if ours else None
+        ours = self.layers(cache)
+        if past == 0:
+            link.pending, link.broken = self.session, False
+        elif link.pending is not None and link.pending is not self.session:
+            link.pending = None  # its `with` ended before the prompt did: it stays whole
+            for layer in ours:
+                layer.forget()
+        whole_cache(link)
+        held = ours[0].keys
         if held is not None and held.shape[0] != ids.shape[0]:
             raise HookError(
                 f"the cache has {held.shape[0]} rows, the input {ids.shape[0]}; need as many; "
                 "remedy: `batch_select_indices` or `batch_repeat_interleave` of the cache",
                 "hook-rows",
             )
-        past = cache.get_seq_length()
-        end = past + ids.shape[1]
-        if kwargs.get("cache_position") is not None:
-            # 5.2 is one ahead of it after a prefill in chunks
-            kwargs["cache_position"] = torch.arange(past, end, device=ids.device)
-        press = self.press if link.pending else None
-        if press and self.dtype:
-            self.one_dtype(ids.device.type)
-        last = press is not None and end >= (self.expected or 0)
-        if press and self.expected and mask is not None:  # chunks: 5.2 and 4.56 get these wrong
-            kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:end]
-        rows = Rows(mask, ids.shape[0], end) if last else None
+        press = self.press if link.pending is not None else None
+        last, rows = False, None
+        if press:
+            self.inputs.one_dtype(ids.device.type)
+            expected = self.prompt_tokens
+            if self.generating and (chunked := self.generating.get(threading.get_ident())):
+                expected = chunked
+                if mask is not None:  # 5.2 and 4.56 get these wrong
+                    kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:end]
+            last = end >= (expected or 0)
+            told = heard(press, ours[0].told, mask, kwargs.get("position_ids"), ids, past)
+            if last:
+                rows = Rows(told, ids.shape[0], end)
+                self.inputs.enough(press, ours, rows, past, ids.shape[1])
+            else:
+                ours[0].told = told
         step = kwargs["kvpc"] = Step(self, cache, link, press, rows)
         if not torch.compiler.is_compiling():
             step.thread = threading.get_ident()
             self.under_way[step.thread] = weakref.ref(link)
-        link.pending = link.pending and not last
+        link.pending = None if last else link.pending
         link.reading, link.broken = True, last
         self.switch(step.thread, True)
         return (), kwargs
 
-    def one_dtype(self, device):
-        """Under autocast projections give its dtype, while rotated keys have that of the tables."""
-        if not torch.is_autocast_enabled(device):
-            return
-        if (cast := torch.get_autocast_dtype(device)) != self.dtype:
+    def twice(self, module):
+        return HookError(
+            f"layer {module.layer_idx} of {self.model} calls attention more than once; need a model "
+            "whose layers do it once, with the keys and values of the cache",
+            "hook-model",
+        )
+
+    def heard_all(self, step):
+        """Every layer has called our attention function, or this is no model for a press."""
+        if missed := [i for i in self.order if i not in step.seen]:
+            step.link.broken = len(missed) < len(self.order)
             raise HookError(
-                f"torch.autocast to {_name(cast)}, with a model in {_name(self.dtype)}: keys and "
-                "values come in two dtypes, a press needs one; remedy: read the prompt without "
-                f"autocast, or convert the model (`model.to(torch.{_name(cast)})`)",
-                "hook-dtype",
+                f"the press was not called: {self.model} did not pass what the hook gave it on to "
+                f"the attention of layer {missed[0]}; need a model that passes keyword arguments on",
+                "hook-model",
             )
 
     def after(self, module, args, kwargs, output):
         if (step := kwargs.get("kvpc")) and not self.left:
             step.link.reading = False
             step.link.broken = output is None and step.rows is not None
+            if output is not None and step.press is not None:
+                self.heard_all(step)
             self.switch(step.thread, False)
             if step.thread is not None:
                 self.under_way.pop(step.thread, None)
-
-    def capture(self, step, module, layer, query):
-        """Keep what the press wants of a chunk of the prompt; compress at its end."""
-        inputs, rows = step.press.inputs_at(self.order[module.layer_idx]), step.rows
-        new = {}
-        if "queries" in inputs:
-            new["queries"] = query
-        if "unrotated_queries" in inputs:
-            # all of a chunk only where rows end early: their own last ones are picked below
-            part = slice(None)
-            if rows is None or rows.ends is None:
-                part = slice(-_amount(inputs["unrotated_queries"]), None)
-            cos, sin = (table[:, part] for table in step.embeddings)
-            new["unrotated_queries"] = unrotate(query[:, :, part], cos, sin)
-        if "hidden" in inputs:
-            new["hidden"] = step.hidden
-        for name, old in layer.window.items():
-            new[name] = torch.cat([old, new[name]], -2)
-        if rows is None:
-            for name, value in new.items():
-                # own memory: a slice would keep all queries of the chunk alive
-                layer.window[name] = value[..., -_amount(inputs[name]) :, :].clone()
-        else:
-            self.compress(step, module, layer, new)
-
-    def compress(self, step, module, layer, captured):
-        press, rows = step.press, step.rows
-        number = self.order[module.layer_idx]
-        wanted, inputs = press.inputs_at(number), {}
-        if rows.ends is not None and layer.window:
-            raise HookError(
-                "a prompt in chunks must be padded on the left, have padding on the right",
-                "hook-padding",
-            )
-        for name, value in captured.items():
-            inputs[name] = _last(value, _amount(wanted[name]), rows.ends).detach()
-        if "output_weight" in wanted:
-            inputs["output_weight"] = self.outputs[module.layer_idx].weight.detach()
-        if "rope" in wanted:
-            inputs["rope"] = self.rope(module)
-        if layer.keys.dtype != layer.values.dtype:
-            raise HookError(
-                f"keys of layer {module.layer_idx} are {_name(layer.keys.dtype)}, its values "
-                f"{_name(layer.values.dtype)}; a press needs one dtype; remedy: convert the model "
-                "to one, and read the prompt without torch.autocast",
-                "hook-dtype",
-            )
-        if step.state is None:
-            step.state = _new_state()
-        length = layer.tail()
-        with torch.no_grad():
-            out = press.compress(
-                layer.keys.detach(),
-                layer.values.detach(),
-                **inputs,
-                scale=module.scaling,
-                layer=number,
-                layers=len(self.order),
-                lengths=rows.lengths,
-                padding=rows.padding,
-                state=step.state,
-            )
-            layer.seal(Prefix(out.keys, out.values, out.tokens, out.channels), length)
-
-    def rope(self, module):
-        """The model's rotary embedding at this layer, as a press wants it: what gives the tables,
-        for any position."""
-        source = self.decoder().rotary_emb
-        frequencies, scaling = self.frequencies(source, module)
-        return {
-            "inverse_frequencies": frequencies,
-            "attention_scaling": scaling,
-            "layout": "half",  # `supplies` has seen to it
-            "width": 2 * frequencies.shape[-1],
-        }
-
-    def kind(self, source, module):
-        """Of a layer, where `source` has one table per kind: from 5.0 on."""
-        types = getattr(self.decoder().config, "layer_types", None)
-        return () if hasattr(source, "inv_freq") else (types[module.layer_idx],)
-
-    def frequencies(self, source, module):
-        start = "".join(kind + "_" for kind in self.kind(source, module))
-        frequencies = getattr(source, start + "inv_freq").detach()
-        return frequencies, float(getattr(source, start + "attention_scaling"))
-
-    def supplies(self, press):
-        """Refuses presses that ask for what this model has not, or not as presses take it."""
-        takes = getattr(press, "dtypes", None)
-        if takes and self.dtype is not None and self.dtype not in takes:
-            takes = ", ".join(map(_name, takes))
-            raise HookError(
-                f"cannot attach to {self.model}: it is in {_name(self.dtype)}, and the press has "
-                f"code for {takes}; remedy: `model.to` one of these, or, if the press can have it, "
-                "compile it for more (`dtypes`)",
-                "hook-dtype",
-            )
-        asked = getattr(press, "inputs", ())
-        for name in asked:
-            if name not in SUPPLIED:
-                raise self.lacks(name)
-        if not {"unrotated_queries", "rope", "output_weight"} & set(asked):
-            return
-        configs = {id(config): copy.deepcopy(config) for config in self.configs}
-        for config in configs.values():
-            config._attn_implementation = PROBE
-        for module in self.attention:
-            if module.layer_idx not in self.order:
-                continue
-            wanted, layer = press.inputs_at(self.order[module.layer_idx]), module.layer_idx
-            turning = [name for name in ("unrotated_queries", "rope") if name in wanted]
-            try:
-                source = copy.deepcopy(self.decoder().rotary_emb).to("cpu", torch.float32)
-                tables = source(torch.zeros(1, 1), probe.POSITIONS, *self.kind(source, module))
-                trial = probe.Trial(module, configs[id(module.config)], tables)
-                layout, self.outputs[layer] = trial.layout(), trial.output()
-                if layout == "half" and not probe.is_half(
-                    tables, *self.frequencies(source, module)
-                ):
-                    layout = "other"
-            except Exception:  # whatever a module makes of a call that is not its model's
-                layout, self.outputs[layer] = None, None
-            if turning and layout != "half":
-                raise self.lacks(turning[0], LAYOUTS[layout].format(layer))
-            if "output_weight" in wanted and self.outputs[layer] is None:
-                why = "no projection of layer {} takes what attention gives as it is"
-                raise self.lacks("output_weight", why.format(layer))
-
-    def lacks(self, name, why=""):
-        why = f": {why}; remedy: a press without it" if why else ""
-        return HookError(
-            f"the press needs `{name}`, which {self.model} does not supply{why}", "hook-input"
-        )
 
     def finish(self, cache, attention_mask=None):
         """Compress a prompt that came in chunks and whose length was not told
@@ -634,17 +522,23 @@ class Hook:
                 "inside `with kvpc.hook.attach(model, press, ...)`",
                 "hook-finish",
             )
-        _plain_cache(cache)
-        _plain_mask(attention_mask)
-        layers = [layer for layer in cache.layers if isinstance(layer, KVLayer)]
+        plain_cache(cache)
+        plain_mask(attention_mask)
+        layers = self.layers(cache)
         link = layers[0].link if layers else None
-        if getattr(link, "hook", None) is not self or layers[0].keys is None:
+        if getattr(link, "hook", None) is self:
+            whole_cache(link)
+        whole = [layer for layer in layers if layer.prefix is None]
+        if (
+            getattr(link, "hook", None) is not self
+            or layers[0].keys is None
+            or (whole and link.pending is not self.session)
+        ):
             raise HookError(
                 f"the cache holds nothing that {self.model} read inside this `with`; remedy: give "
                 "the cache that the model was called with",
                 "hook-finish",
             )
-        _whole_cache(link)
         shape = layers[0].keys.shape[0], cache.get_seq_length()
         if attention_mask is not None and attention_mask.shape != shape:
             raise HookError(
@@ -652,25 +546,21 @@ class Hook:
                 "rows and tokens of the cache",
                 "hook-mask",
             )
-        step = Step(self, cache, link, self.press, Rows(attention_mask, *shape))
+        told = layers[0].told
+        if attention_mask is not None:
+            told = told | {"real": attention_mask.bool()[..., None]}
+        rows = Rows(told, *shape)
+        if whole:
+            self.inputs.enough(self.press, layers, rows, shape[1], 0)
+        step = Step(self, cache, link, self.press, rows)
         try:
             for module in self.attention:
                 layer = cache.layers[module.layer_idx]
                 if isinstance(layer, KVLayer) and layer.prefix is None:
-                    self.compress(step, module, layer, layer.window)
-                    link.pending = False
+                    self.inputs.compress(step, module, layer, layer.window)
+                    link.pending = None
         finally:
             link.broken = len({layer.prefix is None for layer in layers}) > 1
-
-
-def _name(dtype):
-    return str(dtype).removeprefix("torch.")
-
-
-def _linear(module):
-    return hasattr(module, "out_features") and isinstance(
-        getattr(module, "weight", None), torch.Tensor
-    )
 
 
 def _left(ids):
@@ -680,54 +570,15 @@ def _left(ids):
     return hook
 
 
-def _plain_cache(cache):
-    if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
-        raise HookError(
-            f"cannot compress a {type(cache).__name__}: need a DynamicCache, not offloaded",
-            "hook-cache",
-        )
-
-
-def _plain_mask(mask):
-    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2):
-        raise HookError(
-            "need a 2D attention mask (1 for real tokens), have a prepared one", "hook-mask"
-        )
-
-
-def _whole_cache(link):
-    if link.broken:
-        raise HookError(
-            "compressing this cache failed half way; remedy: start again with a new cache",
-            "hook-cache-broken",
-        )
-
-
-def _cache_wanted(model):
-    """What generate() would make: static, quantized, ..., None for the default."""
-    config = getattr(model, "generation_config", None)
-    return getattr(config, "cache_implementation", None)
-
-
-def _setting(model, told, name):
-    """What generate() takes `name` to be: its own argument, or its configuration's, or the
-    model's."""
-    if name in told:
-        return told[name]
-    for config in (told.get("generation_config"), getattr(model, "generation_config", None)):
-        if (value := getattr(config, name, None)) is not None:
-            return value
-    return None
-
-
-def _refuse_candidates(model, told):
-    names = ["assistant_model"] if told.get("assistant_model") is not None else []
-    for name in names + [name for name in CANDIDATES if _setting(model, told, name)]:
-        raise Unsupported(
-            f"`generate` with `{name}` feeds candidates along with the prompt, and a press cannot "
-            "tell them apart; remedy: generate without it inside the `with`",
-            "hook-candidates",
-        )
+def _calling():
+    """Whether any thread calls a module, or Dynamo reads one: its hooks must stay meanwhile, until
+    its next call."""
+    for frame in sys._current_frames().values():
+        while frame is not None:
+            code, frame = frame.f_code, frame.f_back
+            if code is torch.nn.Module._call_impl.__code__ or "_dynamo" in code.co_filename:
+                return True
+    return False
 
 
 def _prompt_tokens(value):
@@ -745,71 +596,6 @@ def _prompt_tokens(value):
             "hook-prompt-tokens",
         )
     return number
-
-
-def _amount(wanted):
-    """How many of the last queries (or hidden states) a press wants, from its `inputs`."""
-    return wanted if isinstance(wanted, int) else 1 << 40
-
-
-def _last(x, count, ends):
-    """The last `count` queries ([..., query, channel]) of every row; with padding on the right each
-    row's end at its own last real token."""
-    total = x.shape[-2]
-    count = min(count, total)
-    if ends is None:
-        return x[..., total - count :, :]
-    index = ends.to(x.device)[:, None] - count + torch.arange(count, device=x.device)
-    index = index.clamp(min=0)  # a row shorter than the window: what precedes it is not read
-    index = index.view(x.shape[0], *[1] * (x.dim() - 3), count, 1)
-    return x.gather(-2, index.expand(*x.shape[:-2], -1, x.shape[-1]))
-
-
-class Generate:
-    """A model's `generate` within a `with`, on the instance: a forward cannot see where a prompt
-    ends that it feeds in chunks, nor that candidates come along."""
-
-    def __init__(self, model, hook, prompt_tokens):
-        self.own, self.stock = "generate" in vars(model), model.generate
-        self.model, self.hook, self.prompt_tokens = model, hook, prompt_tokens
-        functools.update_wrapper(self, self.stock)
-        model.generate = self
-
-    def leave(self):
-        vars(self.model).pop("generate", None)
-        if self.own:
-            self.model.generate = self.stock
-        self.model = self.hook = None
-
-    def __reduce__(self):
-        # A copy of the model has its own stock one: that of a bound method's copy is the copy's.
-        return _itself, (self.stock,)
-
-    def __call__(self, inputs=None, generation_config=None, *args, **kwargs):
-        model, hook = self.model, self.hook
-        if hook is None:  # kept from within a `with` that has ended
-            return self.stock(inputs, generation_config, *args, **kwargs)
-        names = list(inspect.signature(self.stock).parameters)
-        told = dict(zip(names, (inputs, generation_config, *args))) | kwargs
-        if hook.press is not None:
-            _refuse_candidates(model, told)
-        if _setting(model, told, "prefill_chunk_size") and hook.expected is None:
-            told = [inputs, *map(kwargs.get, ("input_ids", "inputs_embeds", "attention_mask"))]
-            hook.expected = max(x.shape[1] for x in told if x is not None)
-        try:
-            return self.stock(inputs, generation_config, *args, **kwargs)
-        finally:
-            hook.expected = self.prompt_tokens
-
-
-def _itself(x):
-    return x
-
-
-def _new_state():
-    from . import State
-
-    return State()
 
 
 @contextmanager
@@ -833,14 +619,15 @@ def attach(model, press=None, prompt_tokens=None):
                 "this model has a press attached already; remedy: compose the two presses into one",
                 "hook-nested",
             )
-        hook.supplies(press)
-        hook.press, hook.expected, hook.entered = press, prompt_tokens, True
+        hook.inputs.check(press)
+        hook.press, hook.prompt_tokens, hook.entered = press, prompt_tokens, True
+        hook.session = None if press is None else object()
         hook.retain(1)
     asks = {"unrotated_queries", "hidden"} & set(getattr(press, "inputs", ()))
     hook.stashing = [
         m.register_forward_pre_hook(_stash, with_kwargs=True) for m in hook.attention if asks
     ]
-    generate = Generate(model, hook, prompt_tokens) if hasattr(model, "generate") else None
+    generate = Generate(model, hook) if hasattr(model, "generate") else None
     try:
         yield hook
     finally:
@@ -849,6 +636,6 @@ def attach(model, press=None, prompt_tokens=None):
         for handle in hook.stashing:
             handle.remove()
         hook.recover()
-        hook.press, hook.expected, hook.entered = None, None, False
+        hook.press, hook.session, hook.prompt_tokens, hook.entered = None, None, None, False
         hook.retain(-1)
         hook.tidy()

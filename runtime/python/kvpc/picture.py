@@ -4,12 +4,13 @@ One band a layer, one line a head, tokens from left to right: the darker, the mo
 are kept. At the right what each layer takes in memory, of what it took before.
 """
 
+import operator
 from dataclasses import dataclass
 from html import escape
 
 import torch
 
-from .errors import ArgumentError
+from .errors import ArgumentError, Error
 
 COLUMNS = 400  # of the picture; more tokens share one
 SHADES = ("#eef2f7", "#cfe0f2", "#a9c9e8", "#7fb0dc", "#5595cc", "#3079b8", "#155d9c", "#08427a")
@@ -35,29 +36,70 @@ def plot(result, path=None, *, row=0, tokens=None, title=None):
     result  an Output of a press, several of them (one a layer), or the cache of a model
     path    file to write as well
     row     of the batch
-    tokens  how many there were; None: as many as a cache says, or as the last one kept needs
+    tokens  how many there were, at least those up to the last one kept; None: as many as a cache
+            says, or as the last one kept needs
 
     Returns the text of the SVG.
     """
+    if title is not None and not isinstance(title, str):
+        raise ArgumentError(f"`title` is {title!r}; need text, or None", "plot-title")
     layers = _layers(result, row, tokens)
     if not layers:
         raise ArgumentError("nothing here was compressed; need a press's output", "plot-empty")
     text = _draw(layers, title)
     if path is not None:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
+        try:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+        except (OSError, TypeError, ValueError) as error:
+            raise Error(f"cannot write `{path}`: {error}", "plot-file") from None
     return text
 
 
 def _layers(result, row, tokens):
     if hasattr(result, "layers"):
-        numbered = [(i, x) for i, x in enumerate(result.layers) if getattr(x, "prefix", None)]
-        return [_of_cache(i, layer, row, tokens) for i, layer in numbered]
-    outputs = [result] if hasattr(result, "tokens") else list(result)
+        sealed = [(i, x) for i, x in enumerate(result.layers) if getattr(x, "prefix", None)]
+        row = _number("row", row, 0, *(len(x.prefix.rows) - 1 for _, x in sealed))
+        heads = [[x.prefix.head(row, i)[2] for i in range(x.prefix.heads)] for _, x in sealed]
+        tokens = None if tokens is None else _total(tokens, heads)
+        return [_of_cache(i, layer, row, tokens) for i, layer in sealed]
+    outputs = _outputs(result)
+    row = _number("row", row, 0, *(len(out.tokens) - 1 for out in outputs))
     heads = [[t[t >= 0].cpu() for t in out.tokens[row]] for out in outputs]
-    last = [int(t[-1]) + 1 for layer in heads for t in layer if len(t)]
-    total = tokens or max(last, default=1)
-    return [_of_output(*x, row, total) for x in zip(range(len(outputs)), outputs, heads)]
+    total = _total(tokens, heads)
+    return [_of_output(*x, total) for x in zip(range(len(outputs)), outputs, heads)]
+
+
+def _outputs(result):
+    try:
+        outputs = [result] if hasattr(result, "tokens") else list(result)
+    except TypeError:
+        outputs = [result]
+    for out in outputs:
+        if not all(hasattr(out, name) for name in ("keys", "values", "tokens", "channels")):
+            raise ArgumentError(
+                f"cannot draw a {type(out).__name__}; need what `press.compress` returned, several of "
+                "these, or the cache of a model",
+                "plot-input",
+            )
+    return outputs
+
+
+def _total(tokens, heads):
+    last = max((int(t[-1]) + 1 for layer in heads for t in layer if len(t)), default=1)
+    return last if tokens is None else _number("tokens", tokens, last)
+
+
+def _number(name, value, least, *most):
+    """A whole number, from `least` to the least of `most`."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, RuntimeError):
+        number = None
+    if number is None or number < least or any(number > bound for bound in most):
+        need = f"from {least} to {min(most)}" if most else f"of at least {least}"
+        raise ArgumentError(f"`{name}` is {value!r}; need a whole number {need}", f"plot-{name}")
+    return number
 
 
 def _of_cache(number, layer, row, tokens):
@@ -70,7 +112,7 @@ def _of_cache(number, layer, row, tokens):
     return Kept(number, heads, total, held, total * prefix.heads * entry)
 
 
-def _of_output(number, out, heads, row, total):
+def _of_output(number, out, heads, total):
     size = out.keys.element_size()
     held = sum(map(len, heads)) * (out.keys.shape[3] + out.values.shape[3]) * size
     whole = None

@@ -11,6 +11,7 @@ import itertools
 
 import torch
 
+NAME = "kvpc_probe"  # of `attention` below, as transformers knows it
 POSITIONS = torch.tensor([[1, 4, 9]])  # few, and none that every table leaves as it is
 
 
@@ -89,16 +90,19 @@ class Trial:
         return "half" if _same(torch.cat([half, plain[..., width:]], -1), turned) else "other"
 
     def output(self):
-        """The module's own projection that takes what attention gives, or None."""
+        """The module's own projection that takes what attention gives, or None; and whether its
+        weight is a plain matrix."""
         found = [
             m.linear[0]
             for m in self.skeleton.modules()
             if isinstance(m, Projection) and _same(m.given, self.out.flatten(2))
         ]
-        weight = getattr(found[0], "weight", None) if len(found) == 1 else None
-        shape = None if weight is None else tuple(weight.shape)
-        plain = shape == (self.hidden.shape[-1], self.out[0, 0].numel())
-        return found[0] if plain and weight.is_floating_point() else None
+        if len(found) != 1:
+            return None, False
+        weight = getattr(found[0], "weight", None)  # a method, where torch has quantized it
+        plain = isinstance(weight, torch.Tensor) and weight.is_floating_point()
+        shape = self.hidden.shape[-1], self.out[0, 0].numel()
+        return found[0], plain and tuple(weight.shape) == shape
 
 
 def attention(module, query, key, value, attention_mask, *args, kvpc, **kwargs):

@@ -1,0 +1,81 @@
+"""A model's `generate` while a press is attached."""
+
+import functools
+import inspect
+import threading
+
+from .errors import Unsupported
+
+# Settings of generate() with which a forward holds candidates beside the prompt; any of them may be
+# rejected later, and the hook cannot tell them from the prompt. `use_mtp` is of 5.23.
+CANDIDATES = ("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+
+
+class Generate:
+    """A model's `generate` within a `with`, on the instance: a forward cannot see where a prompt
+    ends that it feeds in chunks, nor that candidates come along."""
+
+    def __init__(self, model, hook):
+        self.own, self.stock = "generate" in vars(model), model.generate
+        self.model, self.hook = model, hook
+        functools.update_wrapper(self, self.stock)
+        model.generate = self
+
+    def leave(self):
+        vars(self.model).pop("generate", None)
+        if self.own:
+            self.model.generate = self.stock
+        self.model = self.hook = None
+
+    def __reduce__(self):
+        # A copy of the model has its own stock one: that of a bound method's copy is the copy's.
+        return _itself, (self.stock,)
+
+    def __call__(self, inputs=None, generation_config=None, *args, **kwargs):
+        model, hook = self.model, self.hook
+        if hook is None:  # kept from within a `with` that has ended
+            return self.stock(inputs, generation_config, *args, **kwargs)
+        names = list(inspect.signature(self.stock).parameters)
+        told = dict(zip(names, (inputs, generation_config, *args))) | kwargs
+        if hook.press is not None:
+            _refuse_candidates(model, told)
+        thread = threading.get_ident()
+        if _setting(model, told, "prefill_chunk_size"):
+            told = [inputs, *map(kwargs.get, ("input_ids", "inputs_embeds", "attention_mask"))]
+            length = max((x.shape[1] for x in told if x is not None), default=None)
+            hook.generating[thread] = hook.prompt_tokens or length
+        try:
+            return self.stock(inputs, generation_config, *args, **kwargs)
+        finally:
+            hook.generating.pop(thread, None)
+
+
+def _itself(x):
+    return x
+
+
+def cache_wanted(model):
+    """What generate() would make: static, quantized, ..., None for the default."""
+    config = getattr(model, "generation_config", None)
+    return getattr(config, "cache_implementation", None)
+
+
+def _setting(model, told, name):
+    """What generate() takes `name` to be: its own argument, or its configuration's, or the
+    model's."""
+    if name in told:
+        return told[name]
+    for config in (told.get("generation_config"), getattr(model, "generation_config", None)):
+        if (value := getattr(config, name, None)) is not None:
+            return value
+    return None
+
+
+def _refuse_candidates(model, told):
+    names = ["assistant_model"] if told.get("assistant_model") is not None else []
+    for name in names + [name for name in CANDIDATES if _setting(model, told, name)]:
+        raise Unsupported(
+            f"`generate` with `{name}` feeds candidates along with the prompt, and a press cannot "
+            "tell them apart; remedy: generate without it inside the `with`",
+            "hook-candidates",
+        )
