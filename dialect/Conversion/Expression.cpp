@@ -238,15 +238,14 @@ Value Kernel::compute(const Row &row, Value v, const Indices &at) {
 // Functions
 //===------------------------------------------------------------------------------------------===//
 
+/// The symbol of an elementary function.
+static std::string primitive(StringRef name, Type element, bool vector) {
+  return ((element.isF64() ? "kvpc_prim_f64_" : "kvpc_prim_") + name + (vector ? "_v" : "")).str();
+}
+
 Value Kernel::unary(kvp::Fn fn, Value x) {
-  StringRef name = kvp::stringifyFn(fn);
   Type element = getElementTypeOrSelf(x.getType());
-  if (element.isF64()) {
-    std::string f64 = ("kvpc_prim_f64_" + name).str();
-    return e.call(f64, e.f64(), x);
-  }
-  std::string symbol = ("kvpc_prim_" + name + (e.isVector(x) ? "_v" : "")).str();
-  return e.call(symbol, x.getType(), x);
+  return e.call(primitive(kvp::stringifyFn(fn), element, e.isVector(x)), x.getType(), x);
 }
 
 Value Kernel::applyFn(kvp::Fn fn, ArrayRef<Value> in, Type element) {
@@ -270,10 +269,8 @@ Value Kernel::applyFn(kvp::Fn fn, ArrayRef<Value> in, Type element) {
   case F::Div:
     return arith::DivFOp::create(e, x[0], x[1]);
   case F::Mod: {
-    if (floats) { // the divisor's sign, as Python and torch.remainder
-      Value q = math::FloorOp::create(e, arith::DivFOp::create(e, x[0], x[1]));
-      return arith::SubFOp::create(e, x[0], arith::MulFOp::create(e, q, x[1]));
-    }
+    if (floats)
+      return e.call(primitive("mod", operand, vectors), x[0].getType(), {x[0], x[1]});
     Value zero = constant(0), one = constant(1);
     Value none = e.cmp(arith::CmpIPredicate::eq, x[1], zero);
     Value divisor = e.select(none, one, x[1]);
@@ -315,12 +312,8 @@ Value Kernel::applyFn(kvp::Fn fn, ArrayRef<Value> in, Type element) {
         return product;
       }
     }
-    if (floats) {
-      StringRef symbol = operand.isF64() ? "kvpc_prim_f64_pow"
-                         : vectors       ? "kvpc_prim_pow_v"
-                                         : "kvpc_prim_pow";
-      return e.call(symbol, x[0].getType(), {x[0], x[1]});
-    }
+    if (floats)
+      return e.call(primitive("pow", operand, vectors), x[0].getType(), {x[0], x[1]});
     // Integers: square and multiply over the bits of the exponent; negative exponents give 0 or 1.
     Value result = constant(1), base = x[0], exponent = e.max(x[1], constant(0));
     for (int bit = 0; bit < 63; ++bit) {

@@ -375,6 +375,12 @@ bool Evaluator::select(Tensor score, const Budget &budget, llvm::SMLoc loc,
       error(loc, Diag::ScoreStale, current.selections[which].by);
       return false;
     }
+  if (const Selection *by = current.last("channel");
+      by && axis == "channel" && !score.isThinned("channel")) {
+    error(loc, Diag::ChannelsDiffer, "the score", "the cache", by->name)
+        .note(by->loc, "channels went here");
+    return false;
+  }
   if (together.heads && axis != "token") {
     error(loc, Diag::OverAxes, axis);
     return false;

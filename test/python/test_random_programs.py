@@ -617,6 +617,11 @@ press b() = {
 }
 press m() = compose(a(), b())
 """,
+    "remainders": """
+score m() = (position * 1000003.0) % 0.7 + position * 1.0 % 0.1 + (position * 1e20) % 3.0 + (-position) % 7.5
+  + (position * 1e30) % (position - 3.0) * 0.1 + (length * 1e25 % 0.7) + (-length) % 1e300 % 1e-310
+  + keys.norm(channel) % (1 / (position * 0))
+""",
     "places_of_ragged_heads_in_order": """
 press a() = keys.norm(channel) |> topk(keep(12 + 3 * index(head)))
 press b() = {

@@ -182,6 +182,29 @@ EXPORT double kvpc_prim_f64_pow(double x, double y) {
   return sign * expSum(high, fma(l.high, y, -high) + l.low * y);
 }
 
+/* fmod of finite numbers that are not negative, y > 0: exact. */
+static double remainderOf(double x, double y) {
+  if (y < 0x1p-1022) { /* denormal: its exponent says little */
+    x = remainderOf(x, y * 0x1p60);
+    return remainderOf(x * 0x1p60, y * 0x1p60) * 0x1p-60;
+  }
+  while (x >= y) {
+    int64_t n = (int64_t)(bitsOf(x) >> 52) - (int64_t)(bitsOf(y) >> 52);
+    double part = scale(y, n);
+    x -= part > x ? scale(y, n - 1) : part;
+  }
+  return x;
+}
+
+/* x less a multiple of y, of y's sign or 0, as % of Python: one rounding. */
+EXPORT double kvpc_prim_f64_mod(double x, double y) {
+  double dividend = __builtin_fabs(x), divisor = __builtin_fabs(y);
+  if (!(dividend < kInfinity) || !(divisor > 0.0))
+    return __builtin_nan("");
+  double r = divisor == kInfinity ? x : __builtin_copysign(remainderOf(dividend, divisor), x);
+  return r != 0.0 && (r < 0.0) != (y < 0.0) ? r + y : r;
+}
+
 EXPORT double kvpc_prim_f64_tanh(double x) {
   double a = __builtin_fabs(x), q = x * x;
   if (!(a >= 0.5)) {

@@ -19,4 +19,6 @@ UNARY(erf)
 UNARY(gelu)
 __attribute__((always_inline)) float kvpc_prim_pow(float x, float y) { return prim::pow(x, y); }
 __attribute__((always_inline)) Lanes kvpc_prim_pow_v(Lanes x, Lanes y) { return prim::pow(x, y); }
+float kvpc_prim_mod(float x, float y) { return prim::mod(x, y); }
+Lanes kvpc_prim_mod_v(Lanes x, Lanes y) { return prim::mod(x, y); }
 }

@@ -240,6 +240,31 @@ KVPC_INLINE F pow(F x, F y) {
   return y == F(0.0f) ? F(1.0f) : z;
 }
 
+KVPC_INLINE bool allBelow(double x, double limit) { return x < limit; }
+KVPC_INLINE bool allBelow(Doubles x, double limit) {
+  bool all = true;
+  for (unsigned i = 0; i < sizeof(Doubles) / sizeof(double); ++i)
+    all &= x[i] < limit;
+  return all;
+}
+
+/// [0.5 ulp] x less a multiple of y, of y's sign or 0, as % of Python and torch.remainder.
+template <typename F>
+KVPC_INLINE F mod(F x, F y) {
+  using D = typename FormsOf<F>::Double;
+  D r = toDouble(x), d = toDouble(y);
+  // What a turn leaves is exact in double, and its quotient by d at most 2^-52 of the turn's: of
+  // the quotients of two floats, below 2^277, the seventh turn leaves nothing.
+  for (int turn = 0; turn < 7; ++turn) {
+    D q = __builtin_elementwise_trunc(r / d);
+    r = q == D(0.0) ? r : fma(-q, d, r); // also where d is infinite
+    if (allBelow(magnitude(q), 0x1p52))
+      break;
+  }
+  auto other = (r < D(0.0)) != (d < D(0.0));
+  return toFloat(((r != D(0.0)) & other) ? r + d : r);
+}
+
 } // namespace kvpc::prim
 
 #endif

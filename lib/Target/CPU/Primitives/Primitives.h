@@ -256,10 +256,11 @@ float kvpc_prim_sigmoid(float x);
 float kvpc_prim_erf(float x);
 float kvpc_prim_gelu(float x);
 float kvpc_prim_pow(float x, float y);
+float kvpc_prim_mod(float x, float y);
 
 // Vector forms, of the type Lanes of Vector.h (not declared here, C has no such type):
 //   Lanes kvpc_prim_exp_v(Lanes), exp2_v, log_v, tanh_v, sigmoid_v, erf_v, gelu_v, pow_v(Lanes,
-//   Lanes)
+//   Lanes), mod_v(Lanes, Lanes)
 // In LLVM IR: <8 x float> or <16 x float> by value.
 
 //===----------------------------------------------------------------------===//

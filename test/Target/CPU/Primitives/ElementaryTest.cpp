@@ -15,6 +15,7 @@ VECTOR_FORM(sigmoid);
 VECTOR_FORM(erf);
 VECTOR_FORM(gelu);
 Lanes kvpc_prim_pow_v(Lanes, Lanes);
+Lanes kvpc_prim_mod_v(Lanes, Lanes);
 }
 
 namespace {
@@ -119,6 +120,33 @@ TEST(Elementary, GeluIsTorchs) {
     ASSERT_NEAR(kvpc_prim_gelu(x), exact, 2e-7 * std::max(1.0f, std::abs(x))) << x;
     ASSERT_TRUE(sameBits(kvpc_prim_gelu_v(Lanes(x))[0], kvpc_prim_gelu(x)));
   }
+}
+
+/// As torch.remainder: exact before it is made of the divisor's sign.
+float remainderOf(float x, float y) {
+  float r = std::fmod(x, y);
+  return r != 0 && (r < 0) != (y < 0) ? r + y : r;
+}
+
+TEST(Elementary, Mod) {
+  std::vector<float> special = {0.0f,  -0.0f, 1.0f,   -1.0f, 7.5f,  0.1f,    -0.7f,      kInf,
+                                -kInf, kNan,  1e-45f, 3e38f, 1e20f, -1e-40f, 16777217.0f};
+  auto check = [](float x, float y) {
+    float got = kvpc_prim_mod(x, y), expected = remainderOf(x, y);
+    ASSERT_TRUE(got == expected || (std::isnan(got) && std::isnan(expected)))
+        << x << " % " << y << ": " << got << " for " << expected;
+    Lanes lanes = kvpc_prim_mod_v(Lanes(x), Lanes(y));
+    ASSERT_TRUE(std::isnan(got) ? std::isnan(lanes[0]) : sameBits(lanes[kLanes - 1], got))
+        << x << " % " << y;
+  };
+  for (float x : special)
+    for (float y : special)
+      check(x, y);
+  std::mt19937 engine(2);
+  for (int i = 0; i < 300000; ++i)
+    check(fromBits(engine()), fromBits(engine()));
+  for (int i = 0; i < 100000; ++i) // whole quotients, and nearly so
+    check(float(i % 317) * (0.1f + float(i % 7)), 0.1f + float(i % 7));
 }
 
 TEST(Elementary, PowIsTheCLibrarys) {
