@@ -87,7 +87,7 @@ llvm::Error Batch::readQueries() {
   int64_t known = -1;
   for (llvm::StringRef name : {"queries", "unrotated_queries"})
     if (const Array *array = find(name)) {
-      if (llvm::Error error = checkDtype(name, *array, "storage"))
+      if (llvm::Error error = checkDtype(name, *array, find("keys")->dtype))
         return error;
       if (llvm::Error error = checkShape(name, *array, {batch, heads, known, -1, channels},
                                          "batch, head, group, query, channel"))
@@ -95,7 +95,7 @@ llvm::Error Batch::readQueries() {
       known = array->shape[2];
     }
   if (const Array *array = find("output_weight")) {
-    if (llvm::Error error = checkDtype("output_weight", *array, "storage"))
+    if (llvm::Error error = checkDtype("output_weight", *array, find("keys")->dtype))
       return error;
     if (llvm::Error error = checkShape("output_weight", *array, {heads, known, valueChannels, -1},
                                        "head, group, channel, feature"))
@@ -109,7 +109,7 @@ llvm::Error Batch::readQueries() {
 
 llvm::Error Batch::readOthers() {
   if (const Array *array = find("hidden")) {
-    if (llvm::Error error = checkDtype("hidden", *array, "storage"))
+    if (llvm::Error error = checkDtype("hidden", *array, find("keys")->dtype))
       return error;
     if (llvm::Error error = checkShape("hidden", *array, {batch, -1, -1}, "batch, query, feature"))
       return error;
@@ -130,10 +130,33 @@ llvm::Error Batch::readOthers() {
       return wrong("`rope_frequencies` turns " + llvm::Twine(2 * array->shape[0]) +
                    " channels, the keys have " + llvm::Twine(channels));
   }
-  for (auto &[name, array] : given)
-    if (llvm::StringRef(name).starts_with("weight."))
-      if (llvm::Error error = checkDtype(name, array, "F32"))
-        return error;
+  for (auto &[name, array] : given) {
+    if (!llvm::StringRef(name).starts_with("weight."))
+      continue;
+    if (llvm::Error error = checkDtype(name, array, "F32"))
+      return error;
+    for (int64_t i = 0, n = array.size(); i < n; ++i)
+      if (std::isnan(array.get<float>(i)))
+        return wrong("`" + name + "` holds NaN; need numbers", "kvm-parameter");
+  }
+  return llvm::Error::success();
+}
+
+/// Of real entries, ascending and below `seen`.
+llvm::Error Batch::checkPositions() const {
+  const Array *array = find("original_positions");
+  for (int64_t i = 0, n = array ? batch * heads : 0; i < n; ++i) {
+    int64_t row = i / heads, last = -1;
+    for (int64_t t = start[row]; t < start[row] + length[row]; ++t) {
+      int64_t one = array->get<int64_t>(i * tokens + t);
+      if (one <= last || one >= seen[row])
+        return wrong("`original_positions` has " + llvm::Twine(one) +
+                     (last >= 0 ? " after " + llvm::Twine(last).str() : "") + " in row " +
+                     llvm::Twine(row) + "; need ascending ones of 0.." +
+                     llvm::Twine(seen[row] - 1));
+      last = one;
+    }
+  }
   return llvm::Error::success();
 }
 
@@ -183,6 +206,8 @@ llvm::Expected<Batch> Batch::of(Arrays arrays, const HostValues &host) {
        {&Batch::readKeysAndValues, &Batch::readQueries, &Batch::readOthers, &Batch::readRows})
     if (llvm::Error error = (out.*read)())
       return error;
+  if (llvm::Error error = out.checkPositions())
+    return error;
   if (host.layers < 1 || host.layer < 0 || host.layer >= host.layers)
     return wrong("layer " + llvm::Twine(host.layer) + " is not one of " + llvm::Twine(host.layers) +
                  " layers");

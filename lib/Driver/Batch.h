@@ -49,6 +49,7 @@ private:
   llvm::Error readQueries();
   llvm::Error readOthers();
   llvm::Error readRows();
+  llvm::Error checkPositions() const;
 
   Arrays given;
 };

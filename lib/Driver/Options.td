@@ -65,7 +65,7 @@ def shape_EQ : CommaJoined<["--"], "shape=">, Visibility<[RunOption, ExplainOpti
 def seed_EQ : Joined<["--"], "seed=">, Visibility<[RunOption]>, MetaVarName<"<n>">,
   HelpText<"Seed of the random tensors (default: 0)">;
 def set_EQ : Joined<["--"], "set=">, Visibility<[RunOption]>, MetaVarName<"<name>=<value>">,
-  HelpText<"A run-time parameter: 64, 0.5, true, drop(0.5), keep(1024)">;
+  HelpText<"A run-time parameter: 64, 0.5, true, drop(0.5), keep(1024); [0.9, 0.5], one a layer">;
 def set : Separate<["--"], "set">, Alias<set_EQ>, Visibility<[RunOption]>;
 def scores : Flag<["--"], "scores">, Visibility<[RunOption]>,
   HelpText<"Write the scores of the first stage instead of a selection">;

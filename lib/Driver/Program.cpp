@@ -91,6 +91,21 @@ int driver::loadProgram(const llvm::opt::InputArgList &options, llvm::StringRef 
 
 std::optional<runtime::Value> driver::parseValue(llvm::StringRef text) {
   text = text.trim();
+  if (text.consume_front("[")) { // one a layer
+    runtime::Value list;
+    list.kind = runtime::Value::List;
+    if (!text.consume_back("]"))
+      return std::nullopt;
+    llvm::SmallVector<llvm::StringRef> items;
+    text.split(items, ',');
+    for (llvm::StringRef item : items) {
+      auto value = parseValue(item);
+      if (!value || value->kind == runtime::Value::List)
+        return std::nullopt;
+      list.items.push_back(*value);
+    }
+    return list;
+  }
   if (text == "true" || text == "false")
     return runtime::Value::ofBool(text == "true");
   bool closed = text.ends_with(")");

@@ -68,8 +68,14 @@ static llvm::Expected<Tensor> weightOf(const runtime::Weight &weight, const Batc
 static llvm::Expected<std::vector<Argument>> argumentsOf(const BoundProgram &program,
                                                          const Batch &batch) {
   std::vector<Argument> out;
-  for (const runtime::Value &value : program.arguments)
-    out.push_back(argumentOf(value));
+  for (const runtime::Value &value : program.arguments) {
+    bool layered = value.kind == runtime::Value::List;
+    if (layered && static_cast<int64_t>(value.items.size()) != batch.host.layers)
+      return llvm::createStringError("a parameter has " + llvm::Twine(value.items.size()) +
+                                     " values, the model " + llvm::Twine(batch.host.layers) +
+                                     " layers; give `--layers` [kvm-parameter]");
+    out.push_back(argumentOf(layered ? value.items[batch.host.layer] : value));
+  }
   llvm::StringMap<int64_t> extents{{"head", batch.heads}, {"channel", batch.channels}};
   for (const runtime::Weight &weight : program.header->weights) {
     auto tensor = weightOf(weight, batch, extents);

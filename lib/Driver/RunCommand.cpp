@@ -6,6 +6,7 @@
 #include "lib/Driver/Shape.h"
 
 #include "kvpc/Module.h"
+#include "llvm/ADT/StringExtras.h"
 #include "llvm/Support/FileSystem.h"
 
 using namespace kvpc;
@@ -112,6 +113,36 @@ int readArrays(const opt::InputArgList &options, const BoundProgram &bound, Arra
   return kSuccess;
 }
 
+/// Refuses what no call has, and weights of other presses: a name may be misspelt.
+llvm::Error checkNames(const runtime::PressHeader &press, const Arrays &arrays) {
+  static constexpr llvm::StringLiteral kNames[] = {"keys",
+                                                   "values",
+                                                   "queries",
+                                                   "unrotated_queries",
+                                                   "hidden",
+                                                   "output_weight",
+                                                   "rope_frequencies",
+                                                   "original_positions",
+                                                   "start",
+                                                   "length",
+                                                   "seen"};
+  for (auto &[name, array] : arrays) {
+    llvm::StringRef weight = name;
+    bool marked = weight.consume_front("weight.");
+    bool known = llvm::any_of(press.weights, [&](auto &one) { return one.name == weight; });
+    if (marked ? known : llvm::is_contained(kNames, name))
+      continue;
+    std::string remedy = "a call has `" + llvm::join(llvm::ArrayRef(kNames), "`, `") + "`";
+    for (const runtime::Weight &one : press.weights)
+      remedy += ", `weight." + one.name + "`";
+    if (known)
+      remedy = "the weight is called `weight." + name + "`";
+    return llvm::createStringError("`" + press.name + "` has no input `" + name + "`; " + remedy +
+                                   " [kvm-extra-input]");
+  }
+  return llvm::Error::success();
+}
+
 /// A weight over layers may be given whole: what this layer sees of it takes its place.
 llvm::Error takeLayers(const runtime::PressHeader &press, const HostValues &host, Arrays &arrays) {
   for (const runtime::Weight &weight : press.weights) {
@@ -202,6 +233,8 @@ int driver::runCommand(const opt::InputArgList &options) {
   Arrays arrays;
   if (int exit = readArrays(options, bound, arrays))
     return exit;
+  if (llvm::Error error = checkNames(*bound.header, arrays))
+    return failure(std::move(error));
   if (llvm::Error error = takeLayers(*bound.header, host, arrays))
     return failure(std::move(error));
   auto batch = Batch::of(std::move(arrays), host);

@@ -86,7 +86,7 @@ llvm::Expected<Tensor> Evaluation::queriesOf(kvp::InputOp op, const Cache &left)
   bool rotated = op.getInput() == kvp::Input::Queries;
   const std::optional<Tensor> &source = rotated ? row.queries : row.unrotatedQueries;
   if (!source)
-    return failed("the press needs `%s`, which were not given",
+    return failed("the press needs `%s`, which were not given [kvm-missing-input]",
                   rotated ? "queries" : "unrotated_queries");
   int64_t have = source->extent("query");
   int64_t need =
