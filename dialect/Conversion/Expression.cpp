@@ -481,7 +481,12 @@ Value Kernel::pool(const Row &row, Operation *op, const Indices &at) {
     for (int64_t d = -half; d <= half; ++d)
       sum = sum ? foldPair(fold, sum, tap(e.constant(d))) : tap(e.constant(d));
   } else {
-    sum = e.loop(e.constant(-half), e.constant(half + 1), 1, identity(fold, type),
+    Value from = e.constant(-half), to = e.constant(half + 1);
+    if (!e.isVector(n)) { // as many as there are on either side at most
+      from = e.max(from, e.sub(e.constant(1), n));
+      to = e.min(to, n);
+    }
+    sum = e.loop(from, to, 1, identity(fold, type),
                  [&](Value d, ValueRange acc) {
                    return SmallVector<Value>{foldPair(fold, acc[0], tap(d))};
                  })[0];

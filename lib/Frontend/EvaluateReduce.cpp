@@ -23,6 +23,10 @@ std::optional<Tensor> Evaluator::tensorOperand(const Expr &expr, Env &env, Strin
     return std::nullopt;
   auto *tensor = value.as<Tensor>();
   std::string quoted = "`" + op.str() + "`";
+  if (auto *host = value.as<Host>(); host && host->perLayer) {
+    notImplemented(expr.loc(), quoted + " of what is over `layer` alone");
+    return std::nullopt;
+  }
   bool isBool = tensor && tensor->element() == Element::Bool;
   if (!tensor || (wantBool && *wantBool != isBool)) {
     typeError(expr, quoted,

@@ -244,9 +244,12 @@ std::optional<int64_t> Evaluator::staticInt(const Expr &expr, Env &env, const Ca
     return std::nullopt;
   if (number->element == Element::Bool)
     return typeError(expr, op, "an integer", value), std::nullopt;
-  if (number->integer >= least)
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  if (number->integer >= least && number->integer <= most)
     return number->integer;
-  error(expr.loc(), Diag::SizeRange, op, least, number->integer);
+  bool few = number->integer < least;
+  error(expr.loc(), few ? Diag::SizeRange : Diag::SizeLimit, op, few ? least : most,
+        number->integer);
   return std::nullopt;
 }
 

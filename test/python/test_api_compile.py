@@ -106,6 +106,12 @@ def test_sources(compiler, tmp_path):
     (tmp_path / "lib/far.kv").write_text("# 2")
     three = kvpc.compile(file, include=[tmp_path / "lib"])
     assert len({one.path, two.path, three.path}) == 3
+    # A file's own imports are beside it, whatever else has their name.
+    (tmp_path / "lib/far.kv").write_text("import part")
+    (tmp_path / "lib/part.kv").write_text("# 1")
+    one = kvpc.compile(file, include=[tmp_path / "lib"])
+    (tmp_path / "lib/part.kv").write_text("# 2")
+    assert kvpc.compile(file, include=[tmp_path / "lib"]).path != one.path
     with pytest.raises(kvpc.CompileError, match="cannot read"):
         kvpc.compile("nowhere.kv")
     with pytest.raises(kvpc.ArgumentError, match="the program is a int"):

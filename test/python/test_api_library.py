@@ -241,6 +241,15 @@ def test_budgets_and_their_shorthands():
         module.press(a=10**400, b=kvpc.keep(3))
 
 
+def test_conditions_are_0_and_1():
+    module = kvpc.compile("press p(whole: bool[head]) = mask(whole or position > 3)", **QUICK)
+    keys, values, _ = tensors()
+    out = module.press(whole=torch.tensor([True, False])).compress(keys, values)
+    assert out.lengths[0].tolist() == [90, 86]
+    with pytest.raises(kvpc.ArgumentError, match="`whole` holds other numbers than 0 and 1"):
+        module.press(whole=torch.tensor([0.5, 1]))
+
+
 def test_static_parameters_of_wrong_types():
     for given, need in (
         ({"window": "3"}, "a whole number"),

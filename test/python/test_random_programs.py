@@ -617,6 +617,10 @@ press b() = {
 }
 press m() = compose(a(), b())
 """,
+    "more_neighbours_than_entries": """
+score m() = keys.norm(channel).avg_pool(token, 4001) * 4001 + keys.norm(channel).max_pool(token, 2000000001)
+  + keys.norm(channel).partition(token, 7).avg_pool(slot, 31).max(slot).sum(part) * position
+""",
     "remainders": """
 score m() = (position * 1000003.0) % 0.7 + position * 1.0 % 0.1 + (position * 1e20) % 3.0 + (-position) % 7.5
   + (position * 1e30) % (position - 3.0) * 0.1 + (length * 1e25 % 0.7) + (-length) % 1e300 % 1e-310

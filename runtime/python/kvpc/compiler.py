@@ -317,18 +317,18 @@ def _version(executable, stamp):
 
 
 def _texts(source, folder, include):
-    """The source, and that of all files that it imports, in a fixed order."""
-    texts, waiting, seen = [], [source or ""], set()
-    folders = [f for f in (folder, *map(Path, include)) if f is not None]
+    """The source, and that of all files that it may import, in a fixed order. One too many, of a
+    name in a comment or in a folder that comes later, does no harm."""
+    texts, waiting, seen = [], [(source or "", folder)], set()
     while waiting:
-        text = waiting.pop()
+        text, beside = waiting.pop()
         texts.append(text)
-        # Anywhere in a line, with comments between: a name too many does no harm.
         for name in re.findall(r"import(?:\s|#[^\n]*\n)+([\w']+)", text):
-            path = next((f / f"{name}.kv" for f in folders if (f / f"{name}.kv").exists()), None)
-            if path and path not in seen:
-                seen.add(path)
-                waiting.append(path.read_text("utf-8", "surrogateescape"))
+            for place in (beside, *map(Path, include)):
+                path = place / f"{name}.kv" if place is not None else None
+                if path and path.exists() and path not in seen:
+                    seen.add(path)
+                    waiting.append((path.read_text("utf-8", "surrogateescape"), path.parent))
     return texts
 
 

@@ -462,6 +462,8 @@ def _weight(press, parameter, layered, value):
     tensor = _tensor(name, value).detach().to("cpu", torch.float32)
     if tensor.isnan().any():
         raise ArgumentError(f"`{name}` holds NaN; need numbers", "kvm-parameter")
+    if parameter.type == "bool" and ((tensor != 0) & (tensor != 1)).any():
+        raise ArgumentError(f"`{name}` holds other numbers than 0 and 1", "kvm-parameter")
     if parameter.axes and tensor.dim() != len(parameter.axes):
         raise InputError(
             f"`{name}` has shape {list(tensor.shape)}; need [{', '.join(parameter.axes)}]",
