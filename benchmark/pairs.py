@@ -16,6 +16,9 @@ DMS_WINDOW = 128  # entries that dms keeps whatever their score is; the default 
 # Of a streaming head of duo_attention, which the default of ours and the patterns of kvpress have.
 SINK, RECENT = 128, 256
 
+# Tokens of finch_score's window, which its authors fill with the question: here the prompt's end.
+FINCH_WINDOW = 64
+
 # What a press may need that only runs of the model yield.
 RUNS = {
     "filters": "filters of the model",
@@ -57,6 +60,15 @@ class Given:
     def pattern(self):
         """How much each head retrieves [layer, head]: random numbers, for want of the model's."""
         return torch.rand(self.layers, self.heads, generator=torch.Generator().manual_seed(0))
+
+    @property
+    def curve(self):
+        """The share that each head drops [percent, layer, head], the percents' own on average: by
+        random numbers, for want of the model's."""
+        percent = torch.arange(1, 100)[:, None, None] / 100
+        rand = torch.Generator().manual_seed(1)
+        spread = torch.rand(self.layers, self.heads, generator=rand)
+        return percent + (spread - spread.mean()) * torch.minimum(percent, 1 - percent)
 
     @property
     def part(self):
@@ -125,6 +137,25 @@ def expected_attention_stats(k, given):
     press = k.ExpectedAttentionStatsPress(given.drop)
     press.mu, press.cov = (x.flatten(1, 2) for x in given.statistics)
     return press
+
+
+def finch_score(k, given):
+    """Its score and choice; positions stay, and the window, which it takes from a token between
+    context and question, is given."""
+    press = k.FinchPress(given.drop, rerotate_keys=False)
+    press.window_size = FINCH_WINDOW
+    return press
+
+
+def lukv(k, given):
+    """The curve, which it would download, is given."""
+    press = k.LUKVPress(compression_ratio=given.drop)
+    press._budget_curves = given.curve.numpy()
+    return press
+
+
+def without_norms(k, given):
+    return k.ExpectedAttentionPress(given.drop, use_vnorm=False)
 
 
 def composed_defines(given):
@@ -226,6 +257,20 @@ PAIRS = {
             },
             needs=("statistics",),
         ),
+        Pair(
+            "finch_score",
+            finch_score,
+            arguments=lambda given: {"drop": given.drop, "window": FINCH_WINDOW},
+        ),
+        Pair(
+            "non_causal_attention",
+            simple("NonCausalAttnPress"),
+            note="kvpress fills the last run with keys of zeros, which take part",
+        ),
+        Pair(
+            "critical_expected_attention",
+            lambda k, given: k.CriticalKVPress(without_norms(k, given)),
+        ),
         Pair("critical_snapkv", lambda k, given: k.CriticalKVPress(snapkv(k, given))),
         # Of all that follow, heads keep different counts: kvpress masks, and frees nothing.
         Pair("adakv", lambda k, given: k.AdaKVPress(snapkv(k, given)), note=MASKS),
@@ -246,6 +291,17 @@ PAIRS = {
                 "recent": RECENT,
             },
             note=f"drop is of heads, by a random pattern; they keep {SINK + RECENT}; {MASKS}",
+        ),
+        Pair(
+            "critical_adakv_expected_attention",
+            lambda k, given: k.CriticalAdaKVPress(without_norms(k, given)),
+            note=MASKS,
+        ),
+        Pair(
+            "lukv",
+            lukv,
+            arguments=lambda given: {"drop": given.drop, "curve": given.curve},
+            note=f"by a random curve; {MASKS}",
         ),
     )
 }

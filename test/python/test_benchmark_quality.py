@@ -20,7 +20,7 @@ import quality  # noqa: E402
 import quality_compare as compare  # noqa: E402
 import quality_prompts  # noqa: E402
 import quality_sides  # noqa: E402
-from pairs import PAIRS  # noqa: E402
+from pairs import PAIRS, Given  # noqa: E402
 
 
 def test_prompts(smollm2):
@@ -136,21 +136,36 @@ def benchmark(*arguments):
     )
 
 
-def test_one_press_against_kvpress(tmp_path):
+def test_curves_of_heads():
+    """What lukv is given drops what was asked for, and never all of a head."""
+    curve = Given(0.5, layers=30, tokens=100, heads=3).curve
+    percent = torch.arange(1, 100) / 100
+    torch.testing.assert_close(curve.mean((1, 2)), percent)
+    assert curve.min() > 0 and curve.max() < 1
+    assert (curve.std((1, 2)) > 0.1 * torch.minimum(percent, 1 - percent)).all()
+
+
+# The second is given a window, the third runs that this prompt fills, the last a curve.
+PRESSES = ("knorm", "finch_score", "non_causal_attention", "lukv")
+
+
+def test_presses_against_kvpress(tmp_path):
     path = tmp_path / "results.json"
-    options = ["--drops=0.5", "--lengths=200", "--depths=0.5", "--after=8", f"--json={path}"]
-    done = benchmark("knorm", *options)
+    options = ["--drops=0.5", "--lengths=256", "--depths=0.5", "--after=8", f"--json={path}"]
+    done = benchmark(*PRESSES, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     table = [line for line in done.stdout.splitlines() if line.startswith("| knorm | 0.5 |")]
     assert len(table) == 1 and "50% / 50%" in table[0]
     rows = json.loads(path.read_text())["results"]
     assert [(one["side"], one["press"]) for one in rows] == [
-        (side, press) for side in ("kvpc", "kvpress") for press in ("none", "knorm")
+        (side, press) for side in ("kvpc", "kvpress") for press in ("none", *PRESSES)
     ]
-    for mine, peer in zip(rows[:2], rows[2:]):
+    mine, peers = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    for one, peer in zip(mine, peers):
         for measure in ("logp", "nll", "kl"):
             # A near tie may fall otherwise.
-            assert mine[measure] == pytest.approx(peer[measure], abs=1e-2)
-    assert rows[0]["kl"] == 0 and rows[1]["kl"] > 0.01
+            assert one[measure] == pytest.approx(peer[measure], abs=1e-2), one["press"]
+    assert [one["press"] for one in mine if one["kl"] == 0] == ["none"]
+    assert mine[1]["kl"] > 0.01
     with pytest.raises(SystemExit, match="other prompts"):
         quality.begun(path, {"lengths": [300]})
