@@ -36,7 +36,8 @@ TEST(Inputs, shortRowHasFewerQueries) {
 TEST(Inputs, missingQueriesAreNamed) {
   std::string body = "%s = kvp.input queries last 2 of %cache : !kvp.cache<0> -> " + kQueries;
   auto none = score(Program(body, kQueries).press(), lineOf({1, 2}), {});
-  EXPECT_EQ(llvm::toString(none.takeError()), "the press needs `queries`, which were not given");
+  EXPECT_EQ(llvm::toString(none.takeError()),
+            "the press needs `queries`, which were not given [kvm-missing-input]");
   Row row = lineOf({1, 2, 3});
   row.queries = Tensor({{"head", 1}, {"group", 1}, {"query", 1}, {"channel", 1}}, Element::Float);
   auto few = score(Program(body, kQueries).press(), row, {});
