@@ -486,10 +486,9 @@ Value Kernel::pool(const Row &row, Operation *op, const Indices &at) {
       from = e.max(from, e.sub(e.constant(1), n));
       to = e.min(to, n);
     }
-    sum = e.loop(from, to, 1, identity(fold, type),
-                 [&](Value d, ValueRange acc) {
-                   return SmallVector<Value>{foldPair(fold, acc[0], tap(d))};
-                 })[0];
+    sum = e.loop(from, to, 1, identity(fold, type), [&](Value d, ValueRange acc) {
+      return SmallVector<Value>{foldPair(fold, acc[0], tap(d))};
+    })[0];
   }
   if (!maxPool)
     sum = arith::DivFOp::create(e, sum, e.constantOf(sum.getType(), size));
