@@ -136,6 +136,27 @@ def test_masks_of_the_pieces_are_known(last):
     assert all(rows[0].start == 13 for rows in a.log.values())
 
 
+@torch.no_grad()
+def test_masks_and_positions_written_over():
+    """Callers may advance in place what they gave with a piece."""
+    model, a, b, ids = make(), asking(), asking(), text(40, 2)
+    plain = torch.ones_like(ids, dtype=torch.bool)
+    plain[0, :9] = False
+    for press, kept in ((a, False), (b, True)):
+        mask, positions = plain.clone(), torch.arange(20)[None]
+        with attach(model, press, prompt_tokens=UNTIL_FINISH) as hook:
+            cache = DynamicCache()
+            for begin, end in ((0, 20), (20, 40)):
+                given = (x.clone() if kept else x for x in (mask[:, :end], positions))
+                options = dict(zip(("attention_mask", "position_ids"), given))
+                model(ids[:, begin:end], past_key_values=cache, **options)
+                positions += 20
+            mask.fill_(True)
+            hook.finish(cache)
+    same(a, b)
+    assert a.log[0][0].start == 9
+
+
 @pytest.mark.parametrize("second", ["last", "window", "everything"])
 @torch.no_grad()
 def test_a_prompt_ends_with_its_with(second):

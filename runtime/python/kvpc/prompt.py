@@ -29,7 +29,8 @@ LAYOUTS = {
 
 def heard(press, told, mask, positions, ids, past):
     """What this call and those before it say of a prompt's tokens, each [row, token, 1]: which are
-    `real`, once a mask was given, and their `positions`, if the press turns queries or keys."""
+    `real`, once a mask was given, and their `positions`, if the press turns queries or keys. In
+    memory of its own: callers advance their masks and positions in place."""
     batch, new = ids.shape[:2]
     told = {name: x[:, :past] for name, x in told.items()}
     if mask is not None:
@@ -45,7 +46,7 @@ def heard(press, told, mask, positions, ids, past):
         if "positions" in told:
             positions = torch.cat([told["positions"], positions], 1)
         told["positions"] = positions
-    return told
+    return {name: x.clone() for name, x in told.items()}
 
 
 def _positions(why):
