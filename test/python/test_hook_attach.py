@@ -110,6 +110,29 @@ def test_an_exception_amid_the_compression_breaks_the_cache_alone():
     assert model.config._attn_implementation == "sdpa" and not kvpc.hook._switched
 
 
+@pytest.mark.parametrize("told", [None, UNTIL_FINISH])
+@torch.no_grad()
+def test_copies_of_a_broken_cache_are_broken(told, tmp_path):
+    model, press, cache, ids = make(), OraclePress("all"), DynamicCache(), text(41)
+    compress, file = press.compress, io.BytesIO()
+    press.compress = lambda *args, layer, **rest: (
+        compress(*args, layer=layer, **rest) if layer < 2 else raiser(KeyboardInterrupt)()
+    )
+    with attach(model, press, prompt_tokens=told) as hook:
+        with pytest.raises(KeyboardInterrupt):
+            model(ids[:, :40], past_key_values=cache)
+            hook.finish(cache)
+        torch.save(cache, file)
+        file.seek(0)
+        for twin in (copy.deepcopy(cache), torch.load(file, weights_only=False)):
+            for one in (twin, copy.deepcopy(twin)):
+                with pytest.raises(HookError, match="compressing this cache failed half way"):
+                    model(ids[:, 40:], past_key_values=one)
+        with pytest.raises(HookError, match="compressing this cache failed half way") as e:
+            kvpc.save_cache(cache, tmp_path / "cache")
+        assert e.value.code == "hook-cache-broken" and not list(tmp_path.iterdir())
+
+
 @torch.no_grad()
 def test_an_exception_after_the_with():
     """The next call puts right what Ctrl-C left; a model without the hook is refused its cache."""

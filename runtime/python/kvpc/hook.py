@@ -210,10 +210,13 @@ class Link:
         weakref.finalize(self, hook.release).atexit = False
 
     def __deepcopy__(self, memo):  # prefix caching copies caches: share the model, own the flags
-        return memo.setdefault(id(self), Link(self.hook, self.pending))
+        if id(self) not in memo:
+            memo[id(self)] = link = Link(self.hook, self.pending)
+            link.broken = self.broken
+        return memo[id(self)]
 
     def __reduce__(self):  # a saved cache must not carry the model
-        return SimpleNamespace, (), UNLINKED
+        return SimpleNamespace, (), UNLINKED | {"broken": self.broken}
 
 
 class Step:  # Dynamo cannot build a SimpleNamespace
@@ -379,8 +382,9 @@ class Hook:
     def adopt(self, cache):
         """Make a cache ours: its full-attention layers, with what they hold."""
         sealed = [getattr(layer, "prefix", None) is not None for layer in cache.layers]
+        if cache.get_seq_length() and (ours := self.layers(cache)):
+            whole_cache(ours[0].link)
         if any(sealed):
-            whole_cache(next(layer.link for layer in self.layers(cache)))
             if len(sealed) != len(self.sliding):
                 raise other_model(
                     f"it has {len(sealed)} layers; {self.model} has {len(self.sliding)}"
