@@ -227,6 +227,7 @@ class Step:  # Dynamo cannot build a SimpleNamespace
         self.hook, self.cache, self.link, self.press, self.rows = hook, cache, link, press, rows
         self.embeddings = self.hidden = self.state = self.thread = None
         self.seen = set()  # layers whose queries were captured
+        self.past = cache.get_seq_length()
 
 
 def _register(base, base_mask):
@@ -453,6 +454,8 @@ class Hook:
         ours = self.layers(cache)
         if past == 0:
             link.pending, link.broken = self.session, False
+            for layer in ours:  # cropped to nothing: another prompt
+                layer.forget()
         elif link.pending is not None and link.pending is not self.session:
             link.pending = None  # its `with` ended before the prompt did: it stays whole
             for layer in ours:
@@ -509,8 +512,12 @@ class Hook:
 
     def after(self, module, args, kwargs, output):
         if (step := kwargs.get("kvpc")) and not self.left:
-            step.link.reading = False
-            step.link.broken = output is None and step.rows is not None
+            step.link.reading = step.link.broken = False
+            if output is None and step.rows is not None:
+                held = {layer.get_seq_length() for layer in step.cache.layers}
+                step.link.broken = held != {step.past}
+                if not step.link.broken:  # no layer was called: the prompt may still end
+                    step.link.pending = self.session
             if output is not None and step.press is not None:
                 self.heard_all(step)
             self.switch(step.thread, False)
@@ -550,7 +557,8 @@ class Hook:
                 "rows and tokens of the cache",
                 "hook-mask",
             )
-        told = layers[0].told
+        # less what a call said that failed before the first layer
+        told = {name: x[:, : shape[1]] for name, x in layers[0].told.items()}
         if attention_mask is not None:
             told = told | {"real": attention_mask.bool()[..., None]}
         rows = Rows(told, *shape)
