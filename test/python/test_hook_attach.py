@@ -210,6 +210,9 @@ def test_own_generate_is_kept():
     with OraclePress()(model):
         assert model.generate() == "mine"
     assert model.generate is mine
+    with OraclePress()(model):
+        model.generate = other = lambda *args, **kwargs: "other"
+    assert model.generate is other
 
 
 @torch.no_grad()
@@ -230,10 +233,45 @@ def test_threads():
         close(out[i][0], oracle_logits(models[i], out[i][1], out[i][2], 40))
 
 
+@pytest.mark.parametrize("press", ["snapkv", fake_presses.module, 0.5, torch.zeros(3)])
+def test_no_presses(press):
+    """A name, a module whose `.press` was forgotten, a budget."""
+    model = make(num_hidden_layers=1)
+    before, have = state(model), "`press` is "
+    if press is fake_presses.module:
+        press, have = press(), r"`press` is a module; .*remedy: `.press\(...\)` of it"
+    with pytest.raises(kvpc.ArgumentError, match=have) as e, attach(model, press):
+        pass
+    assert e.value.code == "hook-press" and state(model) == before
+
+
+def test_masks_prepared_above_the_decoder():
+    """By Gemma 3 with pictures, whether there are any or not."""
+    names = "Gemma3TextConfig", "SiglipVisionConfig", "Gemma3Config"
+    text_config, picture, both = (getattr(transformers, name) for name in names)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    small |= {"num_attention_heads": 2}
+    more = {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 97}
+    more["layer_types"] = ["full_attention"]
+    config = both(
+        text_config=text_config(**small, **more).to_dict(),
+        vision_config=picture(**small, image_size=28, patch_size=14).to_dict(),
+        mm_tokens_per_image=4,
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    before = state(model)
+    with pytest.raises(HookError, match="Gemma3Model prepares the attention masks of") as e:
+        with OraclePress()(model):
+            pass
+    assert e.value.code == "hook-model" and state(model) == before
+
+
 @torch.no_grad()
 def test_calls_refused():
     model, ids = make(), text(40)
     with OraclePress()(model):
+        with pytest.raises(ValueError, match="You must specify exactly one of input_ids or"):
+            model()
         with pytest.raises(HookError, match="need a 2D attention mask"):
             model(ids, attention_mask=torch.ones(1, 1, 40, 40, dtype=torch.bool))
         with pytest.raises(HookError, match="cannot compress a StaticCache: need a DynamicCache"):
@@ -412,6 +450,9 @@ def test_caches_of_generate_refused(kind):
     with pytest.raises(HookError, match=f"asks for a {kind} cache; need a dynamic one"):
         with OraclePress()(model):
             pass
+    model.generation_config.cache_implementation = "dynamic_full"
+    with OraclePress()(model):
+        model.generate(text(20), max_new_tokens=2)
     model.generation_config.cache_implementation = None
     if kind == "static":
         with pytest.raises(HookError, match="cannot compress a StaticCache"), OraclePress()(model):

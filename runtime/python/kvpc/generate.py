@@ -22,9 +22,10 @@ class Generate:
         model.generate = self
 
     def leave(self):
-        vars(self.model).pop("generate", None)
-        if self.own:
-            self.model.generate = self.stock
+        if vars(self.model).get("generate") is self:  # else another has put its own there
+            del self.model.generate
+            if self.own:
+                self.model.generate = self.stock
         self.model = self.hook = None
 
     def __reduce__(self):

@@ -37,6 +37,7 @@ from .generate import Generate
 from .prompt import Inputs, Rows, heard
 from .refusals import (
     check_model,
+    check_press,
     check_wishes,
     not_again,
     other_model,
@@ -279,8 +280,9 @@ class Hook:
 
     def __init__(self, model):
         self.model = type(model).__name__
-        decoder = model
+        decoder, self.above = model, []  # what calls the decoder
         while not isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList):
+            self.above.append(decoder)
             decoder = getattr(decoder, "language_model", None) or getattr(decoder, "model", None)
             if decoder is None:
                 raise HookError(
@@ -305,6 +307,7 @@ class Hook:
         self.names = list(inspect.signature(decoder.forward).parameters)
         self.inputs = Inputs(self.model, self.decoder, self.attention, self.order, self.configs)
         check_model(model, self, {_base(c) for c in self.configs}, BASES)
+        del self.above
 
     @staticmethod
     def of(model):
@@ -430,10 +433,12 @@ class Hook:
         ours = self.layers(cache)
         if cache is None or (self.press is None and not any(layer.prefix for layer in ours)):
             return None if torch.compiler.is_compiling() else self.tidy()
+        ids = kwargs.get("input_ids")
+        ids = kwargs.get("inputs_embeds") if ids is None else ids
+        if ids is None:
+            return None  # the model refuses it
         plain_cache(cache)
         plain_mask(mask)
-        ids = kwargs.get("input_ids")
-        ids = kwargs["inputs_embeds"] if ids is None else ids
         past = cache.get_seq_length()
         end = past + ids.shape[1]
         if (position := kwargs.get("cache_position")) is not None:
@@ -621,6 +626,7 @@ def attach(model, press=None, prompt_tokens=None):
     the `with`.
     """
     prompt_tokens = _prompt_tokens(prompt_tokens)
+    check_press(press)
     while (inner := getattr(model, "_orig_mod", None)) is not None:  # torch.compile(model)
         model = inner
     library.ops()  # attention's operator: a tracer cannot load a library
