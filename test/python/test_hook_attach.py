@@ -245,6 +245,36 @@ def test_no_presses(press):
     assert e.value.code == "hook-press" and state(model) == before
 
 
+@pytest.mark.parametrize(
+    "shape, ratios, why",
+    [
+        ((3, 2, 16), 0.5, "at layer 1, .* as 0 of 2: `filter` has 3 layers"),
+        (
+            (2, 3, 16),
+            0.5,
+            r"at layer 1, .* as 0 of 2: `filter` has shape \[3, 16\]; need .head 2, ",
+        ),
+        ((2, 2, 8), 0.5, r"at layer 1, .* as 0 of 2: `filter` has shape \[2, 8\]; need .head 2, "),
+        ((2, 2, 16), [0.5] * 3, "at layer 1, .* as 0 of 2: `ratios` has 3 values"),
+        ((2, 2, 16), [0.5] * 2, None),
+    ],
+)
+@torch.no_grad()
+def test_presses_of_another_model(shape, ratios, why):
+    """Known at attach, of a model with two layers to compress."""
+    model = make("Gemma3")
+    before = state(model)
+    press = fake_presses.module().press("weighted", filter=torch.zeros(shape), ratios=ratios)
+    if why is None:
+        with press(model):
+            assert model(text(40)).past_key_values.layers[1].sealed == 40
+        return
+    with pytest.raises(HookError, match=f"cannot attach to Gemma3ForCausalLM: {why}") as e:
+        with press(model):
+            pass
+    assert e.value.code == "hook-fit" and state(model) == before
+
+
 def test_masks_prepared_above_the_decoder():
     """By Gemma 3 with pictures, whether there are any or not."""
     names = "Gemma3TextConfig", "SiglipVisionConfig", "Gemma3Config"

@@ -435,7 +435,7 @@ class Hook:
             return None if torch.compiler.is_compiling() else self.tidy()
         ids = kwargs.get("input_ids")
         ids = kwargs.get("inputs_embeds") if ids is None else ids
-        if ids is None:
+        if ids is None or ids.dim() < 2:
             return None  # the model refuses it
         plain_cache(cache)
         plain_mask(mask)

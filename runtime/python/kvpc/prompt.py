@@ -7,7 +7,7 @@ import torch
 from . import probe
 from .attend import rotate, unrotate
 from .cache import Prefix
-from .errors import HookError
+from .errors import Error, HookError
 
 # What a press may ask for beside keys and values.
 SUPPLIED = {"queries", "unrotated_queries", "hidden", "output_weight", "rope"}
@@ -15,6 +15,9 @@ SUPPLIED = {"queries", "unrotated_queries", "hidden", "output_weight", "rope"}
 # Of these, what is captured as the prompt is read, and what presses turn queries or keys back by.
 CAPTURED = {"queries", "unrotated_queries", "hidden"}
 TURNING = {"unrotated_queries", "rope"}
+
+# Why a press refuses any call of a model: it was made for another.
+UNFIT = {"kvm-shape", "kvm-channels", "kvm-parameter"}
 
 # Of models that compute in the dtype of their weights.
 DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.float64
@@ -130,7 +133,8 @@ class Inputs:
         for name in asked:
             if name not in SUPPLIED:
                 raise self.lacks(name)
-        if not {"unrotated_queries", "rope", "output_weight"} & set(asked):
+        given = {"unrotated_queries", "rope", "output_weight"} & set(asked)
+        if not given and not hasattr(press, "check"):
             return
         configs = {id(config): copy.deepcopy(config) for config in self.configs}
         for config in configs.values():
@@ -150,7 +154,7 @@ class Inputs:
                 ):
                     layout = "other"
             except Exception:  # whatever a module makes of a call that is not its model's
-                layout, output, plain = None, None, False
+                trial, layout, output, plain = None, None, None, False
             if turning and layout != "half":
                 raise self.lacks(turning[0], LAYOUTS[layout].format(layer))
             self.outputs[layer] = output
@@ -161,6 +165,37 @@ class Inputs:
                         f"the projection behind the attention of layer {layer} has no plain weight"
                     )
                 raise self.lacks("output_weight", why)
+            if trial is not None and hasattr(press, "check"):
+                self.fits(press, module, trial)
+
+    def fits(self, press, module, trial):
+        """Refuses a press made for other layers, heads or channels: of a tensor or module."""
+        number = self.order[module.layer_idx]
+        wanted, inputs = press.inputs_at(number), {}
+        amounts = [amount for amount in wanted.values() if type(amount) is int]
+        dtype = self.dtype if self.dtype in press.dtypes else press.dtypes[0]
+        # as many tokens as no press finds too few
+        queries, keys, values, hidden = trial.shapes(dtype, max([1 << 16, *amounts]))
+        shown = {"queries": queries, "unrotated_queries": queries, "hidden": hidden}
+        for name in wanted:
+            if name in CAPTURED:
+                inputs[name] = shown[name][..., -_amount(wanted[name]) :, :]
+        if "output_weight" in wanted:
+            width = queries.shape[1] * values.shape[3]
+            inputs["output_weight"] = hidden.new_zeros(width).expand(hidden.shape[2], -1)
+        if "rope" in wanted:
+            inputs["rope"] = self.rope(module, None)
+        try:
+            press.check(keys, values, **inputs, layer=number, layers=len(self.order))
+        except Error as error:
+            if error.code not in UNFIT:
+                return  # of the call
+            why = str(error).removesuffix(f" [{error.code}]")
+            raise HookError(
+                f"cannot attach to {self.model}: at layer {module.layer_idx}, which the press counts "
+                f"as {number} of {len(self.order)}: {why}",
+                "hook-fit",
+            ) from error
 
     def lacks(self, name, why=""):
         why = f": {why}; remedy: a press without it" if why else ""
@@ -281,7 +316,9 @@ class Inputs:
         for any position."""
         source = self.decoder().rotary_emb
         frequencies, scaling = self.frequencies(source, module)
-        if layer.frequencies is not None:  # since then another prompt may have changed them
+        if (
+            layer and layer.frequencies is not None
+        ):  # since then another prompt may have changed them
             frequencies = layer.frequencies
         return {
             "inverse_frequencies": frequencies,
