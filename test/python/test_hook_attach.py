@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import threading
+import weakref
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -636,6 +637,55 @@ def test_leaving_a_copy_behind(how):
     gc.collect()
     model(ids)
     assert state(model) == plain
+
+
+@torch.no_grad()
+def test_a_copy_keeps_the_hooks_of_others():
+    """Whatever their ids, which each process counts anew."""
+    model, ids, seen, file = make(), text(40), [], io.BytesIO()
+    with OraclePress("all", unrotated=True)(model):
+        torch.save(model, file)
+    file.seek(0)
+    twin = torch.load(file, weights_only=False)
+    for layer in twin.model.layers:
+        ours = next(iter(layer.self_attn._forward_pre_hooks))
+        for part in (layer, layer.mlp):
+            for own in (part._forward_hooks, part._forward_pre_hooks):
+                own[ours] = lambda *args: seen.append(1)
+    twin(ids)
+    assert len(seen) == hooks(twin) == 4 * 4
+
+
+@torch.no_grad()
+def test_a_model_that_changed_since():
+    """While a compressed cache of it lives: other attention modules, another dtype, fewer layers."""
+    model, ids, press = make(), text(40), Weighing()
+    with press(model):
+        cache = model(ids).past_key_values
+    for layer, new in zip(model.model.layers, make(seed=5).model.layers, strict=True):
+        layer.self_attn = new.self_attn
+    model.model.layers, model.config.num_hidden_layers = model.model.layers[:2], 2
+    press.weights.clear()
+    with press(model):
+        assert model(ids).past_key_values.layers[1].sealed == 40
+    for layer, weight in zip(model.model.layers, press.weights, strict=True):
+        assert weight.data_ptr() == layer.self_attn.o_proj.weight.data_ptr()
+    last = fake_presses.module().press("last")
+    with pytest.raises(HookError, match="it is in float64") as e, last(model.double()):
+        pass
+    assert e.value.code == "hook-dtype" and cache.get_seq_length() == 40
+
+
+@torch.no_grad()
+def test_a_cache_does_not_keep_its_model():
+    model, press = make(), Weighing()
+    with press(model):
+        cache = model(text(40)).past_key_values
+    weights = [weakref.ref(x) for x in model.parameters()]
+    press.weights.clear()
+    del model
+    gc.collect()
+    assert not any(x() is not None for x in weights) and cache.get_seq_length() == 40
 
 
 @torch.no_grad()

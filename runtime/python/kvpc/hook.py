@@ -55,14 +55,17 @@ UNLINKED = {"reading": False, "pending": None, "broken": False}
 # Attention implementations that we call in turn; ours are named by them.
 BASES, OURS = {"sdpa", "eager"}, "kvpc_"
 
-# Where a module keeps its hooks.
-REGISTERED = (
-    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks",
-    "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
-)  # fmt: skip
+# Where a module keeps its hooks, and what it says of them.
+REGISTERED = {
+    "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
+    "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+}
 
 # DynamicLayer.crop takes a new length until 5.22, a count to remove (negative) from 5.23 on.
 CROP_REMOVES = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
+
+# What a Hook finds of its model.
+FOUND = "model", "parts", "sliding", "order", "configs", "names", "inputs"
 
 _hooks = (
     weakref.WeakKeyDictionary()
@@ -266,17 +269,11 @@ def _base(config):
     return str(config._attn_implementation).removeprefix(OURS)
 
 
-def _stash(module, args, kwargs):
-    """On attention modules, if the press asks for what their attention function does not see."""
-    if step := kwargs.get("kvpc"):
-        step.embeddings, step.hidden = kwargs["position_embeddings"], kwargs["hidden_states"]
-
-
 class Hook:
     """The pair of hooks on one decoder, shared by all presses and compressed caches of the
     model."""
 
-    left = ()  # ids of hooks that a copy of the model took along; there this does nothing
+    left = False  # in a copy of the model, which took the hooks along: there they do nothing
 
     def __init__(self, model):
         self.model = type(model).__name__
@@ -295,8 +292,11 @@ class Hook:
         self.entered, self.refs, self.key = False, 0, str(id(self))
         self.handles, self.stashing = [], []
         self.under_way = {}  # thread -> the Link of its forward, weakly
-        self.attention = [
-            m for m in decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "scaling")
+        # weakly: a cache that lives must not keep the model
+        self.parts = [
+            weakref.ref(m)
+            for m in decoder.modules()
+            if hasattr(m, "layer_idx") and hasattr(m, "scaling")
         ]
         # transformers' own opinion on every layer
         self.sliding = DynamicCache(config=decoder.config).is_sliding
@@ -305,15 +305,25 @@ class Hook:
         self.order = {layer: number for number, layer in enumerate(full)}
         self.configs = list({id(m.config): m.config for m in [decoder, *self.attention]}.values())
         self.names = list(inspect.signature(decoder.forward).parameters)
-        self.inputs = Inputs(self.model, self.decoder, self.attention, self.order, self.configs)
+        self.inputs = Inputs(self.model, self.decoder, self.parts, self.order, self.configs)
         check_model(model, self, {_base(c) for c in self.configs}, BASES)
         del self.above
 
     @staticmethod
     def of(model):
         """The hook a model has already, or a new one; refuses models that cannot be hooked."""
-        hook = Hook(model)
-        return _hooks.get(hook.decoder()) or hook
+        new = Hook(model)
+        if (hook := _hooks.get(new.decoder())) is None:
+            return new
+        hook.recover()
+        if not hook.entered and not hook.under_way:  # the model may have changed since
+            for name in FOUND:
+                setattr(hook, name, getattr(new, name))
+        return hook
+
+    @property
+    def attention(self):
+        return [m for part in self.parts if (m := part()) is not None]
 
     def retain(self, n):
         with _lock:
@@ -339,13 +349,21 @@ class Hook:
                     handle.remove()
 
     def __reduce__(self):
-        return _left, ([handle.id for handle in self.handles + self.stashing],)
+        return _left, ()
 
     def shed(self, module):
+        # by what they are: another process counts the ids of hooks anew
         for part in module.modules():
-            for name in REGISTERED:
-                for key in self.left:
-                    getattr(part, name).pop(key, None)
+            for name, notes in REGISTERED.items():
+                hooks = getattr(part, name)
+                for key in [k for k, f in hooks.items() if getattr(f, "__self__", None) is self]:
+                    for one in (name, *notes):
+                        getattr(part, one).pop(key, None)
+
+    def stash(self, module, args, kwargs):
+        """On attention modules, if the press asks for what their attention function does not see."""
+        if (step := kwargs.get("kvpc")) and not self.left:
+            step.embeddings, step.hidden = kwargs["position_embeddings"], kwargs["hidden_states"]
 
     def switch(self, thread, on):
         """Our attention functions in or out; told by forward and config object, for models and
@@ -580,10 +598,10 @@ class Hook:
             link.broken = len({layer.prefix is None for layer in layers}) > 1
 
 
-def _left(ids):
+def _left():
     """The Hook of hooks that came along with a copy of a model: they go at its first call."""
     hook = object.__new__(Hook)
-    hook.left = ids
+    hook.left = True
     return hook
 
 
@@ -643,7 +661,7 @@ def attach(model, press=None, prompt_tokens=None):
         hook.retain(1)
     asks = {"unrotated_queries", "hidden"} & set(getattr(press, "inputs", ()))
     hook.stashing = [
-        m.register_forward_pre_hook(_stash, with_kwargs=True) for m in hook.attention if asks
+        m.register_forward_pre_hook(hook.stash, with_kwargs=True) for m in hook.attention if asks
     ]
     generate = Generate(model, hook) if hasattr(model, "generate") else None
     try:

@@ -1,6 +1,7 @@
 """What a press is given of a prompt, layer by layer: keys and values, and beside them what it asks for."""
 
 import copy
+import weakref
 
 import torch
 
@@ -107,15 +108,16 @@ class Rows:
 
 
 class Inputs:
-    """What one model can give. attention: its attention modules; order: which of them are
+    """What one model can give. attention: its attention modules, weakly; order: which of them are
     compressed, and how presses count them."""
 
     def __init__(self, model, decoder, attention, order, configs):
         self.model, self.decoder = model, decoder
         self.attention, self.order, self.configs = attention, order, configs
-        self.outputs = {}  # layer -> the projection behind its attention, if a press asks for it
+        # layer -> the projection behind its attention, weakly, if a press asks for it
+        self.outputs = {}
         # None: quantized
-        weights = [m.weight for a in attention for m in a.modules() if _linear(m)]
+        weights = [m.weight for a in attention for m in a().modules() if _linear(m)]
         self.dtype = weights[0].dtype if weights and weights[0].dtype in DTYPES else None
 
     def check(self, press):
@@ -139,7 +141,7 @@ class Inputs:
         configs = {id(config): copy.deepcopy(config) for config in self.configs}
         for config in configs.values():
             config._attn_implementation = probe.NAME
-        for module in self.attention:
+        for module in (part() for part in self.attention):
             if module.layer_idx not in self.order:
                 continue
             wanted, layer = press.inputs_at(self.order[module.layer_idx]), module.layer_idx
@@ -157,7 +159,7 @@ class Inputs:
                 trial, layout, output, plain = None, None, None, False
             if turning and layout != "half":
                 raise self.lacks(turning[0], LAYOUTS[layout].format(layer))
-            self.outputs[layer] = output
+            self.outputs[layer] = output and weakref.ref(output)
             if "output_weight" in wanted and not plain:
                 why = f"no projection of layer {layer} takes what attention gives as it is"
                 if output is not None:
@@ -284,7 +286,7 @@ class Inputs:
             turned = rotate(inputs["unrotated_queries"], rows.begin, layer.frequencies)
             inputs["unrotated_queries"] = turned
         if "output_weight" in wanted:
-            inputs["output_weight"] = self.outputs[module.layer_idx].weight.detach()
+            inputs["output_weight"] = self.outputs[module.layer_idx]().weight.detach()
         if "rope" in wanted:
             inputs["rope"] = self.rope(module, layer)
         if layer.keys.dtype != layer.values.dtype:
