@@ -388,6 +388,26 @@ def test_assistants_refused():
         assert torch.equal(out.sequences, want) and given.layers[0].sealed == 40
 
 
+def test_generate_above_what_is_attached():
+    """A press on the decoder: of a prompt in chunks, or with candidates, the model's generate()
+    cannot tell it."""
+    model, press, ids = make(), OraclePress(), text(40)
+    with press(model.model):
+        with pytest.raises(
+            HookError, match="remedy: attach the press to the LlamaForCausalLM"
+        ) as e:
+            greedy(model, ids, prefill_chunk_size=13)
+        assert e.value.code == "hook-chunks"
+        with pytest.raises(kvpc.Unsupported, match="`prompt_lookup_num_tokens` feeds"):
+            greedy(model, ids, prompt_lookup_num_tokens=3)
+        with pytest.raises(kvpc.Unsupported, match="`assistant_model` feeds"):
+            model.generate(ids, max_new_tokens=3, assistant_model=make(num_hidden_layers=1))
+        assert not press.calls
+        out = greedy(model, ids)
+    want = oracle_logits(model, press.log, out.sequences[:, :-1], 40)[:, 39:]
+    close(torch.stack(out.logits, 1), want)
+
+
 @pytest.mark.parametrize("told", ["x", 2.5, True, False, 0, -1, float("nan"), [40]])
 def test_prompt_tokens_refused(told):
     model = make()

@@ -33,7 +33,7 @@ from . import library, probe
 from .attend import attend
 from .cache import Layer, Prefix
 from .errors import ArgumentError, HookError
-from .generate import Generate
+from .generate import Generate, refuse_from_above
 from .prompt import Inputs, Rows, heard
 from .refusals import (
     check_model,
@@ -287,6 +287,7 @@ class Hook:
                 )
         self.decoder, self.press = weakref.ref(decoder), None
         self.session = None  # an object of its own for every `with` that has a press
+        self.partial = False  # the press is attached to a part of a model, without generate()
         self.prompt_tokens = None
         self.generating = {}  # thread -> length of the prompt that its generate() feeds in chunks
         self.entered, self.refs, self.key = False, 0, str(id(self))
@@ -464,6 +465,8 @@ class Hook:
             # 5.2 is one ahead of it after a prefill in chunks
             kwargs["cache_position"] = torch.arange(past, end, device=ids.device)
         check_wishes(self.model, module, ours, kwargs)
+        if self.partial and past == 0 and not torch.compiler.is_compiling():
+            refuse_from_above(self.model, module)
         for config in self.configs:
             if _base(config) not in BASES:  # set since the hook was attached
                 raise HookError(
@@ -664,6 +667,7 @@ def attach(model, press=None, prompt_tokens=None):
         m.register_forward_pre_hook(hook.stash, with_kwargs=True) for m in hook.attention if asks
     ]
     generate = Generate(model, hook) if hasattr(model, "generate") else None
+    hook.partial = generate is None and press is not None
     try:
         yield hook
     finally:
@@ -673,5 +677,6 @@ def attach(model, press=None, prompt_tokens=None):
             handle.remove()
         hook.recover()
         hook.press, hook.session, hook.prompt_tokens, hook.entered = None, None, None, False
+        hook.partial = False
         hook.retain(-1)
         hook.tidy()
