@@ -697,6 +697,30 @@ def test_a_model_that_changed_since():
 
 
 @torch.no_grad()
+def test_whole_caches_keep_nothing():
+    """Neither hooks on the model nor what was captured of a prompt that never ended: of a cache
+    that was whole before, of one whose call was refused, of a prompt in pieces and its copy."""
+    model, ids = make(), text(40)
+    before, whole, refused = state(model), model(ids).past_key_values, DynamicCache()
+    hole = torch.ones_like(ids)
+    hole[:, 20:25] = 0
+    with attach(model, OraclePress("all", unrotated=True, hidden=True), prompt_tokens=40):
+        model(ids[:, :1], past_key_values=whole)
+        with pytest.raises(HookError, match="one side of the prompt"):
+            model(ids, attention_mask=hole, past_key_values=refused)
+        pieces = model(ids[:, :20], attention_mask=hole[:, :20]).past_key_values
+        twin = copy.deepcopy(pieces)
+        assert twin.layers[0].window and twin.layers[0].told
+    assert state(model) == before
+    for cache in (pieces, twin):
+        assert not any(layer.window or layer.told for layer in cache.layers)
+        close(steps(model, cache, ids[:, 20:22]), model(ids[:, :22]).logits[:, 20:])
+    model(ids[:, :1], past_key_values=whole)
+    model(ids, past_key_values=refused)
+    assert state(model) == before
+
+
+@torch.no_grad()
 def test_a_cache_does_not_keep_its_model():
     model, press = make(), Weighing()
     with press(model):

@@ -70,6 +70,7 @@ FOUND = "model", "parts", "sliding", "order", "configs", "names", "inputs"
 _hooks = (
     weakref.WeakKeyDictionary()
 )  # decoder -> Hook, while a press is attached or a compressed cache lives
+_reading = weakref.WeakSet()  # layers that may hold what was captured of a prompt in pieces
 _switched = {}  # id of a config -> the forwards under way with it: (Hook.key, thread)
 _lock = threading.RLock()
 
@@ -171,6 +172,11 @@ class KVLayer(Layer, CacheLayerMixin):
     def reset(self):
         self.__init__(self.link)
 
+    def __setstate__(self, state):  # of copies
+        self.__dict__.update(state)
+        with _lock:
+            _reading.add(self)
+
 
 def unlinked_layer(said, parts):
     """A layer of a saved cache (saved.py): `attach` makes it readable."""
@@ -201,8 +207,8 @@ def unlinked_layer(said, parts):
 
 
 class Link:
-    """One per cache, shared by its layers. While it lives, the model keeps its (idle) pair of
-    hooks.
+    """One per cache, shared by its layers. From where its cache is compressed (`hold`), the model
+    keeps its (idle) pair of hooks while it lives.
 
     pending: the `Hook.session` whose press waits for the end of the prompt; reading: the hook is in
     charge of the forward under way; broken: a forward failed amid the compression, or is amid it.
@@ -210,13 +216,20 @@ class Link:
 
     def __init__(self, hook, pending):
         self.hook, self.pending, self.reading, self.broken = hook, pending, False, False
-        hook.retain(1)
-        weakref.finalize(self, hook.release).atexit = False
+        self.holds = False
+
+    def hold(self):
+        if not self.holds:
+            self.holds = True
+            self.hook.retain(1)
+            weakref.finalize(self, self.hook.release).atexit = False
 
     def __deepcopy__(self, memo):  # prefix caching copies caches: share the model, own the flags
         if id(self) not in memo:
             memo[id(self)] = link = Link(self.hook, self.pending)
             link.broken = self.broken
+            if self.holds:
+                link.hold()
         return memo[id(self)]
 
     def __reduce__(self):  # a saved cache must not carry the model
@@ -430,6 +443,8 @@ class Hook:
             elif isinstance(old, KVLayer):
                 old.link, old.foreign = link, old.prefix is not None
                 old.forget()
+                if old.foreign:
+                    link.hold()
             else:
                 new = cache.layers[i] = KVLayer(link)
                 if old.get_seq_length():
@@ -510,11 +525,16 @@ class Hook:
                 self.inputs.enough(press, ours, rows, past, ids.shape[1])
             else:
                 ours[0].told = told
+                if not torch.compiler.is_compiling():
+                    with _lock:
+                        _reading.update(ours)
         step = kwargs["kvpc"] = Step(self, cache, link, press, rows)
         if not torch.compiler.is_compiling():
             step.thread = threading.get_ident()
             self.under_way[step.thread] = weakref.ref(link)
         link.pending = None if last else link.pending
+        if last:
+            link.hold()
         link.reading, link.broken = True, last
         self.switch(step.thread, True)
         return (), kwargs
@@ -591,6 +611,7 @@ class Hook:
         if whole:
             self.inputs.enough(self.press, layers, rows, shape[1], 0)
         step = Step(self, cache, link, self.press, rows)
+        link.hold()
         try:
             for module in self.attention:
                 layer = cache.layers[module.layer_idx]
@@ -676,6 +697,12 @@ def attach(model, press=None, prompt_tokens=None):
         for handle in hook.stashing:
             handle.remove()
         hook.recover()
+        with _lock:  # prompts that have not ended stay whole: nothing captured is of use
+            for layer in list(_reading):
+                if press is not None and layer.link.pending is hook.session:
+                    layer.forget()
+                if not layer.window and not layer.told:
+                    _reading.discard(layer)
         hook.press, hook.session, hook.prompt_tokens, hook.entered = None, None, None, False
         hook.partial = False
         hook.retain(-1)
