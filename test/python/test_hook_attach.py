@@ -501,9 +501,10 @@ def test_caches_of_generate_refused(kind):
     with pytest.raises(HookError, match=f"asks for a {kind} cache; need a dynamic one"):
         with OraclePress()(model):
             pass
-    model.generation_config.cache_implementation = "dynamic_full"
-    with OraclePress()(model):
-        model.generate(text(20), max_new_tokens=2)
+    if not CROP_REMOVES:  # 5.23 does not know it
+        model.generation_config.cache_implementation = "dynamic_full"
+        with OraclePress()(model):
+            model.generate(text(20), max_new_tokens=2)
     model.generation_config.cache_implementation = None
     if kind == "static":
         with pytest.raises(HookError, match="cannot compress a StaticCache"), OraclePress()(model):
