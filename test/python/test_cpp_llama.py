@@ -1,6 +1,8 @@
 """The C++ program of runtime/torch/example/llama.cpp against the model hook: the same model, the
 same press, so the same tokens."""
 
+import functools
+import json
 import subprocess
 
 import pytest
@@ -49,3 +51,59 @@ def test_same_tokens(tmp_path, name):
 def test_says_what_is_wrong(tmp_path):
     done = run(tmp_path, "none.kvm", 1, 1)
     assert done.returncode == 1 and "kvpc_llama: error: " in done.stderr
+
+
+@functools.cache
+def quick():
+    return kvpc.compile("knorm", dtypes="f32", channels=0, optimization="O0").path
+
+
+def saved(tmp_path, name="Llama", edit=None, **options):
+    model = make(name, num_hidden_layers=1, **options)
+    model.save_pretrained(tmp_path)
+    if edit is not None:
+        file = tmp_path / "config.json"
+        config = json.loads(file.read_text())
+        edit(config)
+        file.write_text(json.dumps(config))
+
+
+def older(config):
+    """As files before transformers 5 have it."""
+    rope = config.pop("rope_parameters", None) or config.pop("rope_scaling")
+    config["rope_theta"] = rope.pop("rope_theta", 10000.0)
+    config["rope_scaling"] = rope
+
+
+@pytest.mark.parametrize(
+    "why, options",
+    [
+        ("tensor `model.layers.0.self_attn.k_proj.bias`", {"attention_bias": True}),
+        ("tensor `model.layers.0.mlp.down_proj.bias`", {"mlp_bias": True}),
+        ("`hidden_act` is `gelu`; need `silu`", {"hidden_act": "gelu"}),
+        ("of type `qwen2`; need `llama`", {"name": "Qwen2"}),
+        ("of type `qwen3`; need `llama`", {"name": "Qwen3"}),
+        ("`sliding_window` is set", {"name": "Mistral", "sliding_window": 8}),
+        ("is of type `llama3`; need `default`", {"rope": "llama3"}),
+        ("is of type `llama3`; need `default`", {"rope": "llama3", "edit": older}),
+        (
+            "embedding is partial",
+            {"edit": lambda config: config.update(partial_rotary_factor=0.5)},
+        ),
+        ("no tensor `model.layers.1.", {"edit": lambda config: config.update(num_hidden_layers=2)}),
+        ("config.json: ", {"edit": lambda config: config.pop("hidden_size")}),
+    ],
+)
+def test_other_models_refused(tmp_path, why, options):
+    """Rather than decoded wrong."""
+    saved(tmp_path, **options)
+    done = run(tmp_path, quick(), 1, 5, 6)
+    assert done.returncode == 1 and why in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize("edit", [lambda config: config.pop("rope_parameters", None), older])
+def test_older_configurations(tmp_path, edit):
+    """What they leave out has its defaults."""
+    saved(tmp_path / "new"), saved(tmp_path / "old", edit=edit)
+    one, other = (run(tmp_path / x, quick(), 3, 5, 6, 7) for x in ("new", "old"))
+    assert one.returncode == other.returncode == 0 and one.stdout == other.stdout

@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import threading
+import weakref
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -110,6 +111,29 @@ def test_an_exception_amid_the_compression_breaks_the_cache_alone():
     assert model.config._attn_implementation == "sdpa" and not kvpc.hook._switched
 
 
+@pytest.mark.parametrize("told", [None, UNTIL_FINISH])
+@torch.no_grad()
+def test_copies_of_a_broken_cache_are_broken(told, tmp_path):
+    model, press, cache, ids = make(), OraclePress("all"), DynamicCache(), text(41)
+    compress, file = press.compress, io.BytesIO()
+    press.compress = lambda *args, layer, **rest: (
+        compress(*args, layer=layer, **rest) if layer < 2 else raiser(KeyboardInterrupt)()
+    )
+    with attach(model, press, prompt_tokens=told) as hook:
+        with pytest.raises(KeyboardInterrupt):
+            model(ids[:, :40], past_key_values=cache)
+            hook.finish(cache)
+        torch.save(cache, file)
+        file.seek(0)
+        for twin in (copy.deepcopy(cache), torch.load(file, weights_only=False)):
+            for one in (twin, copy.deepcopy(twin)):
+                with pytest.raises(HookError, match="compressing this cache failed half way"):
+                    model(ids[:, 40:], past_key_values=one)
+        with pytest.raises(HookError, match="compressing this cache failed half way") as e:
+            kvpc.save_cache(cache, tmp_path / "cache")
+        assert e.value.code == "hook-cache-broken" and not list(tmp_path.iterdir())
+
+
 @torch.no_grad()
 def test_an_exception_after_the_with():
     """The next call puts right what Ctrl-C left; a model without the hook is refused its cache."""
@@ -187,6 +211,9 @@ def test_own_generate_is_kept():
     with OraclePress()(model):
         assert model.generate() == "mine"
     assert model.generate is mine
+    with OraclePress()(model):
+        model.generate = other = lambda *args, **kwargs: "other"
+    assert model.generate is other
 
 
 @torch.no_grad()
@@ -207,10 +234,75 @@ def test_threads():
         close(out[i][0], oracle_logits(models[i], out[i][1], out[i][2], 40))
 
 
+@pytest.mark.parametrize("press", ["snapkv", fake_presses.module, 0.5, torch.zeros(3)])
+def test_no_presses(press):
+    """A name, a module whose `.press` was forgotten, a budget."""
+    model = make(num_hidden_layers=1)
+    before, have = state(model), "`press` is "
+    if press is fake_presses.module:
+        press, have = press(), r"`press` is a module; .*remedy: `.press\(...\)` of it"
+    with pytest.raises(kvpc.ArgumentError, match=have) as e, attach(model, press):
+        pass
+    assert e.value.code == "hook-press" and state(model) == before
+
+
+@pytest.mark.parametrize(
+    "shape, ratios, why",
+    [
+        ((3, 2, 16), 0.5, "at layer 1, .* as 0 of 2: `filter` has 3 layers"),
+        (
+            (2, 3, 16),
+            0.5,
+            r"at layer 1, .* as 0 of 2: `filter` has shape \[3, 16\]; need .head 2, ",
+        ),
+        ((2, 2, 8), 0.5, r"at layer 1, .* as 0 of 2: `filter` has shape \[2, 8\]; need .head 2, "),
+        ((2, 2, 16), [0.5] * 3, "at layer 1, .* as 0 of 2: `ratios` has 3 values"),
+        ((2, 2, 16), [0.5] * 2, None),
+    ],
+)
+@torch.no_grad()
+def test_presses_of_another_model(shape, ratios, why):
+    """Known at attach, of a model with two layers to compress."""
+    model = make("Gemma3")
+    before = state(model)
+    press = fake_presses.module().press("weighted", filter=torch.zeros(shape), ratios=ratios)
+    if why is None:
+        with press(model):
+            assert model(text(40)).past_key_values.layers[1].sealed == 40
+        return
+    with pytest.raises(HookError, match=f"cannot attach to Gemma3ForCausalLM: {why}") as e:
+        with press(model):
+            pass
+    assert e.value.code == "hook-fit" and state(model) == before
+
+
+def test_masks_prepared_above_the_decoder():
+    """By Gemma 3 with pictures, whether there are any or not."""
+    names = "Gemma3TextConfig", "SiglipVisionConfig", "Gemma3Config"
+    text_config, picture, both = (getattr(transformers, name) for name in names)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    small |= {"num_attention_heads": 2}
+    more = {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 97}
+    more["layer_types"] = ["full_attention"]
+    config = both(
+        text_config=text_config(**small, **more).to_dict(),
+        vision_config=picture(**small, image_size=28, patch_size=14).to_dict(),
+        mm_tokens_per_image=4,
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    before = state(model)
+    with pytest.raises(HookError, match="Gemma3Model prepares the attention masks of") as e:
+        with OraclePress()(model):
+            pass
+    assert e.value.code == "hook-model" and state(model) == before
+
+
 @torch.no_grad()
 def test_calls_refused():
     model, ids = make(), text(40)
     with OraclePress()(model):
+        with pytest.raises(ValueError, match="You must specify exactly one of input_ids or"):
+            model()
         with pytest.raises(HookError, match="need a 2D attention mask"):
             model(ids, attention_mask=torch.ones(1, 1, 40, 40, dtype=torch.bool))
         with pytest.raises(HookError, match="cannot compress a StaticCache: need a DynamicCache"):
@@ -294,6 +386,26 @@ def test_assistants_refused():
         given = copy.deepcopy(cache)
         out = greedy(model, ids, past_key_values=given, **more, **way)
         assert torch.equal(out.sequences, want) and given.layers[0].sealed == 40
+
+
+def test_generate_above_what_is_attached():
+    """A press on the decoder: of a prompt in chunks, or with candidates, the model's generate()
+    cannot tell it."""
+    model, press, ids = make(), OraclePress(), text(40)
+    with press(model.model):
+        with pytest.raises(
+            HookError, match="remedy: attach the press to the LlamaForCausalLM"
+        ) as e:
+            greedy(model, ids, prefill_chunk_size=13)
+        assert e.value.code == "hook-chunks"
+        with pytest.raises(kvpc.Unsupported, match="`prompt_lookup_num_tokens` feeds"):
+            greedy(model, ids, prompt_lookup_num_tokens=3)
+        with pytest.raises(kvpc.Unsupported, match="`assistant_model` feeds"):
+            model.generate(ids, max_new_tokens=3, assistant_model=make(num_hidden_layers=1))
+        assert not press.calls
+        out = greedy(model, ids)
+    want = oracle_logits(model, press.log, out.sequences[:, :-1], 40)[:, 39:]
+    close(torch.stack(out.logits, 1), want)
 
 
 @pytest.mark.parametrize("told", ["x", 2.5, True, False, 0, -1, float("nan"), [40]])
@@ -389,6 +501,10 @@ def test_caches_of_generate_refused(kind):
     with pytest.raises(HookError, match=f"asks for a {kind} cache; need a dynamic one"):
         with OraclePress()(model):
             pass
+    if not CROP_REMOVES:  # 5.23 does not know it
+        model.generation_config.cache_implementation = "dynamic_full"
+        with OraclePress()(model):
+            model.generate(text(20), max_new_tokens=2)
     model.generation_config.cache_implementation = None
     if kind == "static":
         with pytest.raises(HookError, match="cannot compress a StaticCache"), OraclePress()(model):
@@ -542,6 +658,79 @@ def test_leaving_a_copy_behind(how):
     gc.collect()
     model(ids)
     assert state(model) == plain
+
+
+@torch.no_grad()
+def test_a_copy_keeps_the_hooks_of_others():
+    """Whatever their ids, which each process counts anew."""
+    model, ids, seen, file = make(), text(40), [], io.BytesIO()
+    with OraclePress("all", unrotated=True)(model):
+        torch.save(model, file)
+    file.seek(0)
+    twin = torch.load(file, weights_only=False)
+    for layer in twin.model.layers:
+        ours = next(iter(layer.self_attn._forward_pre_hooks))
+        for part in (layer, layer.mlp):
+            for own in (part._forward_hooks, part._forward_pre_hooks):
+                own[ours] = lambda *args: seen.append(1)
+    twin(ids)
+    assert len(seen) == hooks(twin) == 4 * 4
+
+
+@torch.no_grad()
+def test_a_model_that_changed_since():
+    """While a compressed cache of it lives: other attention modules, another dtype, fewer layers."""
+    model, ids, press = make(), text(40), Weighing()
+    with press(model):
+        cache = model(ids).past_key_values
+    for layer, new in zip(model.model.layers, make(seed=5).model.layers, strict=True):
+        layer.self_attn = new.self_attn
+    model.model.layers, model.config.num_hidden_layers = model.model.layers[:2], 2
+    press.weights.clear()
+    with press(model):
+        assert model(ids).past_key_values.layers[1].sealed == 40
+    for layer, weight in zip(model.model.layers, press.weights, strict=True):
+        assert weight.data_ptr() == layer.self_attn.o_proj.weight.data_ptr()
+    last = fake_presses.module().press("last")
+    with pytest.raises(HookError, match="it is in float64") as e, last(model.double()):
+        pass
+    assert e.value.code == "hook-dtype" and cache.get_seq_length() == 40
+
+
+@torch.no_grad()
+def test_whole_caches_keep_nothing():
+    """Neither hooks on the model nor what was captured of a prompt that never ended: of a cache
+    that was whole before, of one whose call was refused, of a prompt in pieces and its copy."""
+    model, ids = make(), text(40)
+    before, whole, refused = state(model), model(ids).past_key_values, DynamicCache()
+    hole = torch.ones_like(ids)
+    hole[:, 20:25] = 0
+    with attach(model, OraclePress("all", unrotated=True, hidden=True), prompt_tokens=40):
+        model(ids[:, :1], past_key_values=whole)
+        with pytest.raises(HookError, match="one side of the prompt"):
+            model(ids, attention_mask=hole, past_key_values=refused)
+        pieces = model(ids[:, :20], attention_mask=hole[:, :20]).past_key_values
+        twin = copy.deepcopy(pieces)
+        assert twin.layers[0].window and twin.layers[0].told
+    assert state(model) == before
+    for cache in (pieces, twin):
+        assert not any(layer.window or layer.told for layer in cache.layers)
+        close(steps(model, cache, ids[:, 20:22]), model(ids[:, :22]).logits[:, 20:])
+    model(ids[:, :1], past_key_values=whole)
+    model(ids, past_key_values=refused)
+    assert state(model) == before
+
+
+@torch.no_grad()
+def test_a_cache_does_not_keep_its_model():
+    model, press = make(), Weighing()
+    with press(model):
+        cache = model(text(40)).past_key_values
+    weights = [weakref.ref(x) for x in model.parameters()]
+    press.weights.clear()
+    del model
+    gc.collect()
+    assert not any(x() is not None for x in weights) and cache.get_seq_length() == 40
 
 
 @torch.no_grad()

@@ -136,6 +136,73 @@ def test_masks_of_the_pieces_are_known(last):
     assert all(rows[0].start == 13 for rows in a.log.values())
 
 
+@torch.no_grad()
+def test_masks_and_positions_written_over():
+    """Callers may advance in place what they gave with a piece."""
+    model, a, b, ids = make(), asking(), asking(), text(40, 2)
+    plain = torch.ones_like(ids, dtype=torch.bool)
+    plain[0, :9] = False
+    for press, kept in ((a, False), (b, True)):
+        mask, positions = plain.clone(), torch.arange(20)[None]
+        with attach(model, press, prompt_tokens=UNTIL_FINISH) as hook:
+            cache = DynamicCache()
+            for begin, end in ((0, 20), (20, 40)):
+                given = (x.clone() if kept else x for x in (mask[:, :end], positions))
+                options = dict(zip(("attention_mask", "position_ids"), given))
+                model(ids[:, begin:end], past_key_values=cache, **options)
+                positions += 20
+            mask.fill_(True)
+            hook.finish(cache)
+    same(a, b)
+    assert a.log[0][0].start == 9
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@torch.no_grad()
+def test_a_piece_that_failed_was_not_said(masked):
+    """Before the first layer, for a token that there is not: the prompt goes on, or ends, without
+    it, also where it was to end with this piece."""
+    model, a, b, ids = make(), asking(), asking(), text(40, 2)
+    mask = torch.ones_like(ids)
+    mask[0, : 9 * masked] = 0
+    bad = ids[:, 20:25].clone()
+    bad[0, 0] = 1000
+
+    def options(end):
+        return {"past_key_values": cache} | ({"attention_mask": mask[:, :end]} if masked else {})
+
+    for told in (UNTIL_FINISH, 25, 30):
+        with attach(model, a, prompt_tokens=told) as hook:
+            cache = DynamicCache()
+            model(ids[:, :20], **options(20))
+            with pytest.raises(IndexError):
+                model(bad, **options(25))
+            if told == UNTIL_FINISH:
+                hook.finish(cache, mask[:, :20] if masked else None)
+            else:
+                model(ids[:, 20:30], **options(30))
+        sealed = cache.layers[0].sealed
+        assert sealed == (20 if told == UNTIL_FINISH else 30)
+        with b(model):
+            cache = DynamicCache()
+            model(ids[:, :sealed], **options(sealed))
+        same(a, b)
+
+
+@torch.no_grad()
+def test_cropped_to_nothing():
+    """Then another prompt begins, that a `dynamic` embedding may read with other frequencies."""
+    model, a, b = make(rope="dynamic", max_position_embeddings=32), asking(), asking()
+    ids = text(40)
+    with attach(model, a, prompt_tokens=40):
+        cache = model(text(20, seed=5)).past_key_values
+        crop(cache, 20)
+        model(ids, past_key_values=cache)
+    with b(model):
+        model(ids)
+    same(a, b)
+
+
 @pytest.mark.parametrize("second", ["last", "window", "everything"])
 @torch.no_grad()
 def test_a_prompt_ends_with_its_with(second):

@@ -2,9 +2,12 @@
 
 import functools
 import inspect
+import sys
 import threading
 
-from .errors import Unsupported
+import torch
+
+from .errors import HookError, Unsupported
 
 # Settings of generate() with which a forward holds candidates beside the prompt; any of them may be
 # rejected later, and the hook cannot tell them from the prompt. `use_mtp` is of 5.23.
@@ -22,9 +25,10 @@ class Generate:
         model.generate = self
 
     def leave(self):
-        vars(self.model).pop("generate", None)
-        if self.own:
-            self.model.generate = self.stock
+        if vars(self.model).get("generate") is self:  # else another has put its own there
+            del self.model.generate
+            if self.own:
+                self.model.generate = self.stock
         self.model = self.hook = None
 
     def __reduce__(self):
@@ -69,6 +73,26 @@ def _setting(model, told, name):
         if (value := getattr(config, name, None)) is not None:
             return value
     return None
+
+
+def refuse_from_above(name, decoder):
+    """Where a press is attached to a part of a model, that model's generate() is not wrapped: it
+    shows as a caller of the forward."""
+    frame = sys._getframe()
+    while frame is not None:
+        model = frame.f_locals.get("self") if frame.f_code.co_name == "generate" else None
+        if isinstance(model, torch.nn.Module) and any(m is decoder for m in model.modules()):
+            told = {n: frame.f_locals.get(n) for n in ("generation_config", "assistant_model")}
+            _refuse_candidates(model, told)
+            if _setting(model, told, "prefill_chunk_size"):
+                above = type(model).__name__
+                raise HookError(
+                    f"`generate` of {above} with `prefill_chunk_size`, and a press attached to its "
+                    f"{name}, which is not told where the prompt ends; remedy: attach the press to "
+                    f"the {above}",
+                    "hook-chunks",
+                )
+        frame = frame.f_back
 
 
 def _refuse_candidates(model, told):

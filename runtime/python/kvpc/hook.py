@@ -33,10 +33,11 @@ from . import library, probe
 from .attend import attend
 from .cache import Layer, Prefix
 from .errors import ArgumentError, HookError
-from .generate import Generate
+from .generate import Generate, refuse_from_above
 from .prompt import Inputs, Rows, heard
 from .refusals import (
     check_model,
+    check_press,
     check_wishes,
     not_again,
     other_model,
@@ -54,18 +55,22 @@ UNLINKED = {"reading": False, "pending": None, "broken": False}
 # Attention implementations that we call in turn; ours are named by them.
 BASES, OURS = {"sdpa", "eager"}, "kvpc_"
 
-# Where a module keeps its hooks.
-REGISTERED = (
-    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks",
-    "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
-)  # fmt: skip
+# Where a module keeps its hooks, and what it says of them.
+REGISTERED = {
+    "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
+    "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+}
 
 # DynamicLayer.crop takes a new length until 5.22, a count to remove (negative) from 5.23 on.
 CROP_REMOVES = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
 
+# What a Hook finds of its model.
+FOUND = "model", "parts", "sliding", "order", "configs", "names", "inputs"
+
 _hooks = (
     weakref.WeakKeyDictionary()
 )  # decoder -> Hook, while a press is attached or a compressed cache lives
+_reading = weakref.WeakSet()  # layers that may hold what was captured of a prompt in pieces
 _switched = {}  # id of a config -> the forwards under way with it: (Hook.key, thread)
 _lock = threading.RLock()
 
@@ -167,6 +172,11 @@ class KVLayer(Layer, CacheLayerMixin):
     def reset(self):
         self.__init__(self.link)
 
+    def __setstate__(self, state):  # of copies
+        self.__dict__.update(state)
+        with _lock:
+            _reading.add(self)
+
 
 def unlinked_layer(said, parts):
     """A layer of a saved cache (saved.py): `attach` makes it readable."""
@@ -197,8 +207,8 @@ def unlinked_layer(said, parts):
 
 
 class Link:
-    """One per cache, shared by its layers. While it lives, the model keeps its (idle) pair of
-    hooks.
+    """One per cache, shared by its layers. From where its cache is compressed (`hold`), the model
+    keeps its (idle) pair of hooks while it lives.
 
     pending: the `Hook.session` whose press waits for the end of the prompt; reading: the hook is in
     charge of the forward under way; broken: a forward failed amid the compression, or is amid it.
@@ -206,14 +216,24 @@ class Link:
 
     def __init__(self, hook, pending):
         self.hook, self.pending, self.reading, self.broken = hook, pending, False, False
-        hook.retain(1)
-        weakref.finalize(self, hook.release).atexit = False
+        self.holds = False
+
+    def hold(self):
+        if not self.holds:
+            self.holds = True
+            self.hook.retain(1)
+            weakref.finalize(self, self.hook.release).atexit = False
 
     def __deepcopy__(self, memo):  # prefix caching copies caches: share the model, own the flags
-        return memo.setdefault(id(self), Link(self.hook, self.pending))
+        if id(self) not in memo:
+            memo[id(self)] = link = Link(self.hook, self.pending)
+            link.broken = self.broken
+            if self.holds:
+                link.hold()
+        return memo[id(self)]
 
     def __reduce__(self):  # a saved cache must not carry the model
-        return SimpleNamespace, (), UNLINKED
+        return SimpleNamespace, (), UNLINKED | {"broken": self.broken}
 
 
 class Step:  # Dynamo cannot build a SimpleNamespace
@@ -224,6 +244,7 @@ class Step:  # Dynamo cannot build a SimpleNamespace
         self.hook, self.cache, self.link, self.press, self.rows = hook, cache, link, press, rows
         self.embeddings = self.hidden = self.state = self.thread = None
         self.seen = set()  # layers whose queries were captured
+        self.past = cache.get_seq_length()
 
 
 def _register(base, base_mask):
@@ -261,22 +282,17 @@ def _base(config):
     return str(config._attn_implementation).removeprefix(OURS)
 
 
-def _stash(module, args, kwargs):
-    """On attention modules, if the press asks for what their attention function does not see."""
-    if step := kwargs.get("kvpc"):
-        step.embeddings, step.hidden = kwargs["position_embeddings"], kwargs["hidden_states"]
-
-
 class Hook:
     """The pair of hooks on one decoder, shared by all presses and compressed caches of the
     model."""
 
-    left = ()  # ids of hooks that a copy of the model took along; there this does nothing
+    left = False  # in a copy of the model, which took the hooks along: there they do nothing
 
     def __init__(self, model):
         self.model = type(model).__name__
-        decoder = model
+        decoder, self.above = model, []  # what calls the decoder
         while not isinstance(getattr(decoder, "layers", None), torch.nn.ModuleList):
+            self.above.append(decoder)
             decoder = getattr(decoder, "language_model", None) or getattr(decoder, "model", None)
             if decoder is None:
                 raise HookError(
@@ -284,13 +300,17 @@ class Hook:
                 )
         self.decoder, self.press = weakref.ref(decoder), None
         self.session = None  # an object of its own for every `with` that has a press
+        self.partial = False  # the press is attached to a part of a model, without generate()
         self.prompt_tokens = None
         self.generating = {}  # thread -> length of the prompt that its generate() feeds in chunks
         self.entered, self.refs, self.key = False, 0, str(id(self))
         self.handles, self.stashing = [], []
         self.under_way = {}  # thread -> the Link of its forward, weakly
-        self.attention = [
-            m for m in decoder.modules() if hasattr(m, "layer_idx") and hasattr(m, "scaling")
+        # weakly: a cache that lives must not keep the model
+        self.parts = [
+            weakref.ref(m)
+            for m in decoder.modules()
+            if hasattr(m, "layer_idx") and hasattr(m, "scaling")
         ]
         # transformers' own opinion on every layer
         self.sliding = DynamicCache(config=decoder.config).is_sliding
@@ -299,14 +319,25 @@ class Hook:
         self.order = {layer: number for number, layer in enumerate(full)}
         self.configs = list({id(m.config): m.config for m in [decoder, *self.attention]}.values())
         self.names = list(inspect.signature(decoder.forward).parameters)
-        self.inputs = Inputs(self.model, self.decoder, self.attention, self.order, self.configs)
+        self.inputs = Inputs(self.model, self.decoder, self.parts, self.order, self.configs)
         check_model(model, self, {_base(c) for c in self.configs}, BASES)
+        del self.above
 
     @staticmethod
     def of(model):
         """The hook a model has already, or a new one; refuses models that cannot be hooked."""
-        hook = Hook(model)
-        return _hooks.get(hook.decoder()) or hook
+        new = Hook(model)
+        if (hook := _hooks.get(new.decoder())) is None:
+            return new
+        hook.recover()
+        if not hook.entered and not hook.under_way:  # the model may have changed since
+            for name in FOUND:
+                setattr(hook, name, getattr(new, name))
+        return hook
+
+    @property
+    def attention(self):
+        return [m for part in self.parts if (m := part()) is not None]
 
     def retain(self, n):
         with _lock:
@@ -332,13 +363,21 @@ class Hook:
                     handle.remove()
 
     def __reduce__(self):
-        return _left, ([handle.id for handle in self.handles + self.stashing],)
+        return _left, ()
 
     def shed(self, module):
+        # by what they are: another process counts the ids of hooks anew
         for part in module.modules():
-            for name in REGISTERED:
-                for key in self.left:
-                    getattr(part, name).pop(key, None)
+            for name, notes in REGISTERED.items():
+                hooks = getattr(part, name)
+                for key in [k for k, f in hooks.items() if getattr(f, "__self__", None) is self]:
+                    for one in (name, *notes):
+                        getattr(part, one).pop(key, None)
+
+    def stash(self, module, args, kwargs):
+        """On attention modules, if the press asks for what their attention function does not see."""
+        if (step := kwargs.get("kvpc")) and not self.left:
+            step.embeddings, step.hidden = kwargs["position_embeddings"], kwargs["hidden_states"]
 
     def switch(self, thread, on):
         """Our attention functions in or out; told by forward and config object, for models and
@@ -379,8 +418,9 @@ class Hook:
     def adopt(self, cache):
         """Make a cache ours: its full-attention layers, with what they hold."""
         sealed = [getattr(layer, "prefix", None) is not None for layer in cache.layers]
+        if cache.get_seq_length() and (ours := self.layers(cache)):
+            whole_cache(ours[0].link)
         if any(sealed):
-            whole_cache(next(layer.link for layer in self.layers(cache)))
             if len(sealed) != len(self.sliding):
                 raise other_model(
                     f"it has {len(sealed)} layers; {self.model} has {len(self.sliding)}"
@@ -403,6 +443,8 @@ class Hook:
             elif isinstance(old, KVLayer):
                 old.link, old.foreign = link, old.prefix is not None
                 old.forget()
+                if old.foreign:
+                    link.hold()
             else:
                 new = cache.layers[i] = KVLayer(link)
                 if old.get_seq_length():
@@ -425,10 +467,12 @@ class Hook:
         ours = self.layers(cache)
         if cache is None or (self.press is None and not any(layer.prefix for layer in ours)):
             return None if torch.compiler.is_compiling() else self.tidy()
+        ids = kwargs.get("input_ids")
+        ids = kwargs.get("inputs_embeds") if ids is None else ids
+        if ids is None or ids.dim() < 2:
+            return None  # the model refuses it
         plain_cache(cache)
         plain_mask(mask)
-        ids = kwargs.get("input_ids")
-        ids = kwargs["inputs_embeds"] if ids is None else ids
         past = cache.get_seq_length()
         end = past + ids.shape[1]
         if (position := kwargs.get("cache_position")) is not None:
@@ -436,6 +480,8 @@ class Hook:
             # 5.2 is one ahead of it after a prefill in chunks
             kwargs["cache_position"] = torch.arange(past, end, device=ids.device)
         check_wishes(self.model, module, ours, kwargs)
+        if self.partial and past == 0 and not torch.compiler.is_compiling():
+            refuse_from_above(self.model, module)
         for config in self.configs:
             if _base(config) not in BASES:  # set since the hook was attached
                 raise HookError(
@@ -449,6 +495,8 @@ class Hook:
         ours = self.layers(cache)
         if past == 0:
             link.pending, link.broken = self.session, False
+            for layer in ours:  # cropped to nothing: another prompt
+                layer.forget()
         elif link.pending is not None and link.pending is not self.session:
             link.pending = None  # its `with` ended before the prompt did: it stays whole
             for layer in ours:
@@ -477,11 +525,16 @@ class Hook:
                 self.inputs.enough(press, ours, rows, past, ids.shape[1])
             else:
                 ours[0].told = told
+                if not torch.compiler.is_compiling():
+                    with _lock:
+                        _reading.update(ours)
         step = kwargs["kvpc"] = Step(self, cache, link, press, rows)
         if not torch.compiler.is_compiling():
             step.thread = threading.get_ident()
             self.under_way[step.thread] = weakref.ref(link)
         link.pending = None if last else link.pending
+        if last:
+            link.hold()
         link.reading, link.broken = True, last
         self.switch(step.thread, True)
         return (), kwargs
@@ -505,8 +558,12 @@ class Hook:
 
     def after(self, module, args, kwargs, output):
         if (step := kwargs.get("kvpc")) and not self.left:
-            step.link.reading = False
-            step.link.broken = output is None and step.rows is not None
+            step.link.reading = step.link.broken = False
+            if output is None and step.rows is not None:
+                held = {layer.get_seq_length() for layer in step.cache.layers}
+                step.link.broken = held != {step.past}
+                if not step.link.broken:  # no layer was called: the prompt may still end
+                    step.link.pending = self.session
             if output is not None and step.press is not None:
                 self.heard_all(step)
             self.switch(step.thread, False)
@@ -546,13 +603,15 @@ class Hook:
                 "rows and tokens of the cache",
                 "hook-mask",
             )
-        told = layers[0].told
+        # less what a call said that failed before the first layer
+        told = {name: x[:, : shape[1]] for name, x in layers[0].told.items()}
         if attention_mask is not None:
             told = told | {"real": attention_mask.bool()[..., None]}
         rows = Rows(told, *shape)
         if whole:
             self.inputs.enough(self.press, layers, rows, shape[1], 0)
         step = Step(self, cache, link, self.press, rows)
+        link.hold()
         try:
             for module in self.attention:
                 layer = cache.layers[module.layer_idx]
@@ -563,10 +622,10 @@ class Hook:
             link.broken = len({layer.prefix is None for layer in layers}) > 1
 
 
-def _left(ids):
+def _left():
     """The Hook of hooks that came along with a copy of a model: they go at its first call."""
     hook = object.__new__(Hook)
-    hook.left = ids
+    hook.left = True
     return hook
 
 
@@ -609,6 +668,7 @@ def attach(model, press=None, prompt_tokens=None):
     the `with`.
     """
     prompt_tokens = _prompt_tokens(prompt_tokens)
+    check_press(press)
     while (inner := getattr(model, "_orig_mod", None)) is not None:  # torch.compile(model)
         model = inner
     library.ops()  # attention's operator: a tracer cannot load a library
@@ -625,9 +685,10 @@ def attach(model, press=None, prompt_tokens=None):
         hook.retain(1)
     asks = {"unrotated_queries", "hidden"} & set(getattr(press, "inputs", ()))
     hook.stashing = [
-        m.register_forward_pre_hook(_stash, with_kwargs=True) for m in hook.attention if asks
+        m.register_forward_pre_hook(hook.stash, with_kwargs=True) for m in hook.attention if asks
     ]
     generate = Generate(model, hook) if hasattr(model, "generate") else None
+    hook.partial = generate is None and press is not None
     try:
         yield hook
     finally:
@@ -636,6 +697,13 @@ def attach(model, press=None, prompt_tokens=None):
         for handle in hook.stashing:
             handle.remove()
         hook.recover()
+        with _lock:  # prompts that have not ended stay whole: nothing captured is of use
+            for layer in list(_reading):
+                if press is not None and layer.link.pending is hook.session:
+                    layer.forget()
+                if not layer.window and not layer.told:
+                    _reading.discard(layer)
         hook.press, hook.session, hook.prompt_tokens, hook.entered = None, None, None, False
+        hook.partial = False
         hook.retain(-1)
         hook.tidy()

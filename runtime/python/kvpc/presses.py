@@ -1,5 +1,6 @@
 """Calling presses."""
 
+import inspect
 import json
 import math
 import operator
@@ -297,6 +298,12 @@ class Press:
         if channels is not None:
             kept_keys = kept_keys.narrow(3, 0, channels.shape[2])
         return Output(kept_keys, values.narrow(2, 0, tokens.shape[2]), tokens, channels, lengths)
+
+    def check(self, keys, values, **given):
+        """Raises what `compress` would of such a call. Runs nothing and reads shapes alone."""
+        options = inspect.signature(self.compress).parameters.values()
+        known = {x.name: x.default for x in options if x.default is not x.empty}
+        Call(self, {"keys": keys, "values": values, **known, **given}).plan()
 
     def scores(
         self,

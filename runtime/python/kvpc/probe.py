@@ -89,6 +89,13 @@ class Trial:
         half = half + torch.cat([-b, a], -1) * self.sin[:, None]
         return "half" if _same(torch.cat([half, plain[..., width:]], -1), turned) else "other"
 
+    def shapes(self, dtype, tokens):
+        """Queries, keys, values and hidden states of so many tokens, in no memory."""
+        for x in (*self.plain, self.value):
+            one = torch.zeros(x.shape[3], dtype=dtype, device="cpu")
+            yield one.expand(1, x.shape[1], tokens, -1)
+        yield self.hidden.new_zeros(self.hidden.shape[2], dtype=dtype).expand(1, tokens, -1)
+
     def output(self):
         """The module's own projection that takes what attention gives, or None; and whether its
         weight is a plain matrix."""
@@ -107,7 +114,7 @@ class Trial:
 
 def attention(module, query, key, value, attention_mask, *args, kvpc, **kwargs):
     """What the copy takes for its attention."""
-    kvpc.seen = query, key
+    kvpc.seen, kvpc.value = (query, key), value
     kvpc.out = _numbers(0, query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
     return kvpc.out, None
 

@@ -1,13 +1,14 @@
 """What a press is given of a prompt, layer by layer: keys and values, and beside them what it asks for."""
 
 import copy
+import weakref
 
 import torch
 
 from . import probe
 from .attend import rotate, unrotate
 from .cache import Prefix
-from .errors import HookError
+from .errors import Error, HookError
 
 # What a press may ask for beside keys and values.
 SUPPLIED = {"queries", "unrotated_queries", "hidden", "output_weight", "rope"}
@@ -15,6 +16,9 @@ SUPPLIED = {"queries", "unrotated_queries", "hidden", "output_weight", "rope"}
 # Of these, what is captured as the prompt is read, and what presses turn queries or keys back by.
 CAPTURED = {"queries", "unrotated_queries", "hidden"}
 TURNING = {"unrotated_queries", "rope"}
+
+# Why a press refuses any call of a model: it was made for another.
+UNFIT = {"kvm-shape", "kvm-channels", "kvm-parameter"}
 
 # Of models that compute in the dtype of their weights.
 DTYPES = torch.float32, torch.bfloat16, torch.float16, torch.float64
@@ -29,7 +33,8 @@ LAYOUTS = {
 
 def heard(press, told, mask, positions, ids, past):
     """What this call and those before it say of a prompt's tokens, each [row, token, 1]: which are
-    `real`, once a mask was given, and their `positions`, if the press turns queries or keys."""
+    `real`, once a mask was given, and their `positions`, if the press turns queries or keys. In
+    memory of its own: callers advance their masks and positions in place."""
     batch, new = ids.shape[:2]
     told = {name: x[:, :past] for name, x in told.items()}
     if mask is not None:
@@ -45,7 +50,7 @@ def heard(press, told, mask, positions, ids, past):
         if "positions" in told:
             positions = torch.cat([told["positions"], positions], 1)
         told["positions"] = positions
-    return told
+    return {name: x.clone() for name, x in told.items()}
 
 
 def _positions(why):
@@ -103,15 +108,16 @@ class Rows:
 
 
 class Inputs:
-    """What one model can give. attention: its attention modules; order: which of them are
+    """What one model can give. attention: its attention modules, weakly; order: which of them are
     compressed, and how presses count them."""
 
     def __init__(self, model, decoder, attention, order, configs):
         self.model, self.decoder = model, decoder
         self.attention, self.order, self.configs = attention, order, configs
-        self.outputs = {}  # layer -> the projection behind its attention, if a press asks for it
+        # layer -> the projection behind its attention, weakly, if a press asks for it
+        self.outputs = {}
         # None: quantized
-        weights = [m.weight for a in attention for m in a.modules() if _linear(m)]
+        weights = [m.weight for a in attention for m in a().modules() if _linear(m)]
         self.dtype = weights[0].dtype if weights and weights[0].dtype in DTYPES else None
 
     def check(self, press):
@@ -129,12 +135,13 @@ class Inputs:
         for name in asked:
             if name not in SUPPLIED:
                 raise self.lacks(name)
-        if not {"unrotated_queries", "rope", "output_weight"} & set(asked):
+        given = {"unrotated_queries", "rope", "output_weight"} & set(asked)
+        if not given and not hasattr(press, "check"):
             return
         configs = {id(config): copy.deepcopy(config) for config in self.configs}
         for config in configs.values():
             config._attn_implementation = probe.NAME
-        for module in self.attention:
+        for module in (part() for part in self.attention):
             if module.layer_idx not in self.order:
                 continue
             wanted, layer = press.inputs_at(self.order[module.layer_idx]), module.layer_idx
@@ -149,10 +156,10 @@ class Inputs:
                 ):
                     layout = "other"
             except Exception:  # whatever a module makes of a call that is not its model's
-                layout, output, plain = None, None, False
+                trial, layout, output, plain = None, None, None, False
             if turning and layout != "half":
                 raise self.lacks(turning[0], LAYOUTS[layout].format(layer))
-            self.outputs[layer] = output
+            self.outputs[layer] = output and weakref.ref(output)
             if "output_weight" in wanted and not plain:
                 why = f"no projection of layer {layer} takes what attention gives as it is"
                 if output is not None:
@@ -160,6 +167,37 @@ class Inputs:
                         f"the projection behind the attention of layer {layer} has no plain weight"
                     )
                 raise self.lacks("output_weight", why)
+            if trial is not None and hasattr(press, "check"):
+                self.fits(press, module, trial)
+
+    def fits(self, press, module, trial):
+        """Refuses a press made for other layers, heads or channels: of a tensor or module."""
+        number = self.order[module.layer_idx]
+        wanted, inputs = press.inputs_at(number), {}
+        amounts = [amount for amount in wanted.values() if type(amount) is int]
+        dtype = self.dtype if self.dtype in press.dtypes else press.dtypes[0]
+        # as many tokens as no press finds too few
+        queries, keys, values, hidden = trial.shapes(dtype, max([1 << 16, *amounts]))
+        shown = {"queries": queries, "unrotated_queries": queries, "hidden": hidden}
+        for name in wanted:
+            if name in CAPTURED:
+                inputs[name] = shown[name][..., -_amount(wanted[name]) :, :]
+        if "output_weight" in wanted:
+            width = queries.shape[1] * values.shape[3]
+            inputs["output_weight"] = hidden.new_zeros(width).expand(hidden.shape[2], -1)
+        if "rope" in wanted:
+            inputs["rope"] = self.rope(module, None)
+        try:
+            press.check(keys, values, **inputs, layer=number, layers=len(self.order))
+        except Error as error:
+            if error.code not in UNFIT:
+                return  # of the call
+            why = str(error).removesuffix(f" [{error.code}]")
+            raise HookError(
+                f"cannot attach to {self.model}: at layer {module.layer_idx}, which the press counts "
+                f"as {number} of {len(self.order)}: {why}",
+                "hook-fit",
+            ) from error
 
     def lacks(self, name, why=""):
         why = f": {why}; remedy: a press without it" if why else ""
@@ -248,7 +286,7 @@ class Inputs:
             turned = rotate(inputs["unrotated_queries"], rows.begin, layer.frequencies)
             inputs["unrotated_queries"] = turned
         if "output_weight" in wanted:
-            inputs["output_weight"] = self.outputs[module.layer_idx].weight.detach()
+            inputs["output_weight"] = self.outputs[module.layer_idx]().weight.detach()
         if "rope" in wanted:
             inputs["rope"] = self.rope(module, layer)
         if layer.keys.dtype != layer.values.dtype:
@@ -280,7 +318,9 @@ class Inputs:
         for any position."""
         source = self.decoder().rotary_emb
         frequencies, scaling = self.frequencies(source, module)
-        if layer.frequencies is not None:  # since then another prompt may have changed them
+        if (
+            layer and layer.frequencies is not None
+        ):  # since then another prompt may have changed them
             frequencies = layer.frequencies
         return {
             "inverse_frequencies": frequencies,

@@ -6,12 +6,23 @@ import inspect
 import torch
 from transformers import DynamicCache
 
-from .errors import HookError, Unsupported
+from .errors import ArgumentError, HookError, Unsupported
 from .generate import cache_wanted
+from .module import Module
 from .prompt import dtype_name
 
 # Kinds of layers that transformers' configs name: compressed, and left alone.
 KINDS = {"full_attention", "sliding_attention"}
+
+
+def check_press(press):
+    if press is None or all(hasattr(press, name) for name in ("inputs", "inputs_at", "compress")):
+        return
+    if isinstance(press, Module):
+        have, remedy = "a module", "`.press(...)` of it"
+    else:
+        have, remedy = repr(press)[:80], '`kvpc.press("snapkv", drop=0.5)`, say'
+    raise ArgumentError(f"`press` is {have}; need a press; remedy: {remedy}", "hook-press")
 
 
 def check_model(model, hook, bases, allowed):
@@ -33,9 +44,14 @@ def check_model(model, hook, bases, allowed):
         why = "it has attention sinks"
     elif other := sorted(set(getattr(config, "layer_types", None) or ()) - KINDS):
         why = f"it has layers of the kind {', '.join(other)}; need full or sliding attention"
+    elif name := next((type(m).__name__ for m in hook.above if _prepares_masks(m)), None):
+        why = (
+            f"{name} prepares the attention masks of its decoder, where the hook needs the 2D mask; "
+            "remedy: its text model alone, such as Gemma3ForCausalLM of a Gemma 3"
+        )
     elif getattr(config, "num_kv_shared_layers", None):
         why = "layers share keys and values with others"
-    elif (cache := cache_wanted(model)) not in (None, "dynamic"):
+    elif (cache := cache_wanted(model)) not in (None, "dynamic", "dynamic_full"):
         why = f"its generation_config asks for a {cache} cache; need a dynamic one"
     else:
         return
@@ -94,6 +110,13 @@ def not_again(position, past):
             "it, or transformers 5.23",
             "hook-chunks",
         )
+
+
+def _prepares_masks(module):
+    """Whether its forward makes masks by transformers' functions, whose names begin so."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    names = code.co_names if code else ()
+    return any(x.startswith("create_") and "mask" in x for x in names)
 
 
 def _passes_on(module):

@@ -22,6 +22,8 @@ def save_cache(cache, path):
     from safetensors.torch import save_file
     from transformers import DynamicCache
 
+    from .refusals import whole_cache
+
     if type(cache) is not DynamicCache:
         raise SavedCacheError(
             f"cannot save a {type(cache).__name__}; need a DynamicCache, such as a model returns as "
@@ -30,6 +32,9 @@ def save_cache(cache, path):
         )
     if not cache.layers:
         raise SavedCacheError("the cache is empty; need one that a model has filled", "cache-empty")
+    for layer in cache.layers:
+        if hasattr(layer, "link"):
+            whole_cache(layer.link)
     tensors, layers = {}, []
     for number, layer in enumerate(cache.layers):
         parts, said = _parts(number, layer)

@@ -15,6 +15,7 @@
 #include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 namespace {
 
@@ -26,7 +27,7 @@ Tensors readTensors(const std::string &path) {
   std::ifstream file(path, std::ios::binary);
   uint64_t size = 0;
   if (!file.read(reinterpret_cast<char *>(&size), sizeof(size)) || size > (1U << 30))
-    throw std::runtime_error("cannot read " + path);
+    throw std::runtime_error("cannot read " + path + "; need the model's tensors in this one file");
   std::string text(size, 0);
   file.read(text.data(), int64_t(size));
   const Json header = Json::parse(text);
@@ -50,20 +51,14 @@ public:
   Llama(const std::string &folder, kvpc::torch::Press press)
       : weights(readTensors(folder + "/model.safetensors")), press(std::move(press)) {
     std::ifstream file(folder + "/config.json");
-    Json config = Json::parse(file);
-    heads = config.at("num_attention_heads");
-    keyHeads = config.at("num_key_value_heads");
-    int64_t hidden = config.at("hidden_size");
-    channels = config.value("head_dim", hidden / heads);
-    epsilon = config.at("rms_norm_eps");
-    layers.resize(config.at("num_hidden_layers").get<size_t>());
-    Json rope = config.value("rope_parameters", config); // where older files have it
-    if (rope.value("rope_type", "default") != "default")
-      throw std::runtime_error("rotary embeddings of the default kind only");
-    double theta = rope.at("rope_theta");
-    frequencies = at::pow(theta, at::arange(0, channels, 2, at::kFloat) / -double(channels));
-    if (!weights.contains("lm_head.weight"))
+    try {
+      configure(Json::parse(file));
+    } catch (const Json::exception &error) {
+      throw std::runtime_error(folder + "/config.json: " + error.what());
+    }
+    if (!weights.contains("lm_head.weight") && weights.contains("model.embed_tokens.weight"))
       weights["lm_head.weight"] = weights.at("model.embed_tokens.weight");
+    checkTensors();
   }
 
   /// Logits after the last of `ids`; the first call is the prompt.
@@ -101,6 +96,59 @@ private:
     kvpc::torch::Prefix prefix;
     at::Tensor keys, values; // the tail
   };
+
+  /// Refuses what this program would read without a word and compute wrong.
+  void configure(const Json &config) {
+    // transformers writes null for what is not set
+    auto value = [](const Json &from, const char *name, auto other) -> decltype(other) {
+      auto found = from.find(name);
+      if (found == from.end() || found->is_null())
+        return other;
+      return found->get<decltype(other)>();
+    };
+    std::string kind = value(config, "model_type", std::string("none"));
+    if (kind != "llama" && kind != "mistral")
+      throw std::runtime_error("the model is of type `" + kind + "`; need `llama` or `mistral`");
+    std::string activation = value(config, "hidden_act", std::string("silu"));
+    if (activation != "silu" && activation != "swish")
+      throw std::runtime_error("`hidden_act` is `" + activation + "`; need `silu`");
+    if (kind == "mistral" && config.contains("sliding_window") &&
+        !config.at("sliding_window").is_null())
+      throw std::runtime_error("`sliding_window` is set; need a model without one");
+    heads = config.at("num_attention_heads");
+    keyHeads = value(config, "num_key_value_heads", heads);
+    channels = value(config, "head_dim", config.at("hidden_size").get<int64_t>() / heads);
+    epsilon = value(config, "rms_norm_eps", 1e-6);
+    layers.resize(config.at("num_hidden_layers").get<size_t>());
+    // Older files have the base beside `rope_scaling`, and call the kind `type`.
+    Json rope = value(config, "rope_parameters", value(config, "rope_scaling", Json::object()));
+    std::string type = value(rope, "rope_type", value(rope, "type", std::string("default")));
+    if (type != "default")
+      throw std::runtime_error("the rotary embedding is of type `" + type + "`; need `default`");
+    for (const Json &one : {rope, config})
+      if (value(one, "partial_rotary_factor", 1.0) != 1)
+        throw std::runtime_error("the rotary embedding is partial; need one of all channels");
+    double theta = value(rope, "rope_theta", value(config, "rope_theta", 10000.0));
+    frequencies = at::pow(theta, at::arange(0, channels, 2, at::kFloat) / -double(channels));
+  }
+
+  /// All that are read are there, and all that are there are read: biases and norms are not.
+  void checkTensors() const {
+    std::set<std::string> read = {"model.embed_tokens.weight", "model.norm.weight",
+                                  "lm_head.weight"};
+    for (size_t i = 0; i < layers.size(); ++i)
+      for (const char *name : {"input_layernorm", "post_attention_layernorm", "self_attn.q_proj",
+                               "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+                               "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"})
+        read.insert("model.layers." + std::to_string(i) + "." + name + ".weight");
+    for (const std::string &name : read)
+      if (!weights.contains(name))
+        throw std::runtime_error("the model has no tensor `" + name + "`; need a plain Llama");
+    for (const auto &[name, tensor] : weights)
+      if (!read.contains(name) && !name.ends_with("rotary_emb.inv_freq"))
+        throw std::runtime_error("the model has the tensor `" + name +
+                                 "`, which a plain Llama has not");
+  }
 
   at::Tensor linear(const at::Tensor &x, const std::string &name) {
     return at::linear(x, weights.at(name + ".weight"));
