@@ -137,6 +137,7 @@ class Ours:
                 captured = self._captured(hook.order[module.layer_idx], given[0].shape[2])
                 hook.inputs.compress(step, module, layer, captured)
             step.link.pending = None
+            step.link.hold()
         return cache
 
     def _captured(self, layer, tokens):
