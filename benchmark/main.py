@@ -54,7 +54,7 @@ def floor_of(name, tokens, dtype, rates):
     read, written = one["floor_bytes_read"], one["floor_bytes_written"]
     # A layer that takes another's choice reads what is kept and writes it.
     more = (row.calls - 1) * written
-    return rates.floor(read + more, written + more, one["flops"], dtype)
+    return rates.floor(read + more, written + more, one["floor_flops"], dtype)
 
 
 def our_calls(row, press, given):

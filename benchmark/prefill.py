@@ -25,6 +25,9 @@ def measure(side, options):
 
     torch.set_num_threads(options.threads)
     model, ids = memory_case.load(options.model, options.tokens)
+    if options.layers:  # each of them costs the same, so a few do, and more turns of them
+        del model.model.layers[options.layers :]
+        model.config.num_hidden_layers = len(model.model.layers)
     sides = {"none": memory_case.Ours(model, None)}
     for press in options.rows:
         case = {"press": press, "side": side, "model": options.model, "drop": options.drop}
@@ -83,6 +86,7 @@ def options_of(arguments):
     add = parser.add_argument
     add("--model", default="smollm2", choices=MODELS, help="(default: %(default)s)")
     add("--tokens", type=int, default=4096, help="of the prompt (default: %(default)s)")
+    add("--layers", type=int, help="of the model, the first so many (default: all)")
     add("--drop", type=float, default=0.5, help="what presses drop (default: %(default)s)")
     add("--threads", type=int, default=2, help="(default: %(default)s)")
     add("--repetitions", type=int, default=9, help="counted turns (default: %(default)s)")
@@ -102,7 +106,10 @@ def main(arguments=None):
     options = options_of(arguments)
     report = {"machine": machine.describe(), "options": vars(options), "results": []}
     print("; ".join(f"{k}: {v}" for k, v in report["machine"].items()))
-    print(f"{options.model}, {options.tokens:,} tokens, {options.threads} threads\n\n{HEADER}")
+    layers = f", {options.layers} layers" if options.layers else ""
+    print(
+        f"{options.model}{layers}, {options.tokens:,} tokens, {options.threads} threads\n\n{HEADER}"
+    )
     for side in SIDES if options.peer else SIDES[:1]:
         seconds = isolated(side, options)
         for press in options.rows:

@@ -98,13 +98,7 @@ std::pair<Value, Value> Kernel::layout(const Row &row, Value workspace, Value st
   for (auto &[op, slot] : flights) {
     auto tasksOp = cast<kvplan::TasksOp>(op);
     Value total = taskCount(row, tasksOp.getSpace()), flight = e.max(total, e.constant(1));
-    bool wide = false;
-    tasksOp.walk([&](Operation *inner) {
-      for (Value operand : inner->getOperands())
-        if (auto b = operand.getDefiningOp<kvplan::BufferOp>())
-          wide |= isOfTasks(b);
-    });
-    if (wide) {
+    if (holdsWide(tasksOp)) {
       Value segments = e.constant(1);
       tasksOp.walk([&](kvplan::PassOp p) {
         segments = e.max(segments, segmentsOf(row, p, passEntries(row, p, true)));
@@ -118,7 +112,7 @@ std::pair<Value, Value> Kernel::layout(const Row &row, Value workspace, Value st
         wanted = e.select(takesAlone(row, tasksOp.getSpace()), threads,
                           e.max(e.mul(wanted, 2), e.min(threads, e.constant(2))));
       flight = e.min(flight, wanted);
-      flight = e.min(flight, affordable(row, tasksOp));
+      flight = e.min(flight, e.max(affordable(row, tasksOp), e.constant(1)));
     }
     setSlot(row, slot, flight);
   }
@@ -144,6 +138,7 @@ std::pair<Value, Value> Kernel::layout(const Row &row, Value workspace, Value st
         break;
       }
   }
+  used = e.add(used, placeTiles(row, e.at(workspace, used)));
   for (auto &[cache, info] : states) {
     if (!info.selection)
       continue;
@@ -193,14 +188,14 @@ std::pair<Value, Value> Kernel::layout(const Row &row, Value workspace, Value st
   return {used, kept};
 }
 
-/// Tasks whose wide buffers fit the workspace asked for; one, if none do.
+/// Tasks whose wide buffers fit the workspace asked for.
 Value Kernel::affordable(const Row &row, kvplan::TasksOp op) {
   if (std::isinf(variant.workspace))
     return taskCount(row, op.getSpace());
   Value bytes = e.constant(1);
   for (auto &[buffer, where] : buffers)
     if (auto b = buffer.getDefiningOp<kvplan::BufferOp>();
-        isOfTasks(b) &&
+        isOfTasks(b) && b.getScope() != kvplan::Scope::Tile &&
         llvm::any_of(buffer.getUsers(), [&](Operation *user) { return op->isAncestor(user); }))
       bytes = e.add(bytes, taskBytes(row, buffer));
   Value keys = e.constant(bytesOf(inputStorage()));
@@ -209,7 +204,41 @@ Value Kernel::affordable(const Row &row, kvplan::TasksOp op) {
     keys = e.mul(keys, field(row, extent));
   Value share = arith::MulFOp::create(e, arith::SIToFPOp::create(e, e.f64(), keys),
                                       e.constantF64(variant.workspace));
-  return e.max(e.div(arith::FPToSIOp::create(e, e.i64(), share), bytes), e.constant(1));
+  return e.div(arith::FPToSIOp::create(e, e.i64(), share), bytes);
+}
+
+/// Whether tasks have buffers of their own.
+bool Kernel::holdsWide(kvplan::TasksOp op) {
+  bool wide = false;
+  op.walk([&](Operation *inner) {
+    for (Value operand : inner->getOperands())
+      if (auto b = operand.getDefiningOp<kvplan::BufferOp>())
+        wide |= isOfTasks(b) && b.getScope() != kvplan::Scope::Tile;
+  });
+  return wide;
+}
+
+/// Buffers of tiles, from `memory` on: one place a thread, or a task where a thread takes whole
+/// tasks, which all passes share. Returns the bytes.
+Value Kernel::placeTiles(const Row &row, Value memory) {
+  Value lanes = e.max(field(row, offsetof(kvpc_call, threads)), e.constant(1));
+  llvm::MapVector<Operation *, Value> bytesOfPass;
+  SmallVector<std::pair<BufferSlots, Value>> offsets;
+  for (auto &[buffer, where] : buffers)
+    if (kvplan::PassOp pass = kvplan::passOfTile(buffer)) {
+      Value &bytes = bytesOfPass.insert({pass, e.constant(0)}).first->second;
+      offsets.push_back({where, bytes});
+      bytes = e.add(bytes, taskBytes(row, buffer));
+      lanes = e.max(lanes, slotI64(row, flights[pass->getParentOfType<kvplan::TasksOp>()]));
+    }
+  Value lane = e.constant(0);
+  for (auto &[pass, bytes] : bytesOfPass)
+    lane = e.max(lane, bytes);
+  for (auto &[where, offset] : offsets) {
+    setSlot(row, where.address, LLVM::PtrToIntOp::create(e, e.i64(), e.at(memory, offset)));
+    setSlot(row, where.stride, lane);
+  }
+  return e.mul(lane, lanes);
 }
 
 Value Kernel::flightOf(const Row &row, Value buffer) {
@@ -234,6 +263,25 @@ static Row begin(Emitter &e, func::FuncOp f, unsigned slots) {
   row.frame = LLVM::AllocaOp::create(e, e.ptr(), e.i64(), e.constant(slots), /*alignment=*/64);
   e.storeScalar(row.call, row.frame);
   return row;
+}
+
+std::string Kernel::emitChoice(StringRef name, StringRef held, StringRef tight) {
+  memo.clear();
+  memo.emplace_back();
+  std::string own = prefix + ".choice." + name.str();
+  auto f = entry(e, own);
+  Row row = begin(e, f, slots);
+  row.planning = true;
+  Value fits = e.constantBool(true);
+  for (auto &[op, slot] : flights)
+    if (auto tasksOp = cast<kvplan::TasksOp>(op); holdsWide(tasksOp))
+      fits = e.both(fits, e.less(e.constant(0), affordable(row, tasksOp)));
+  auto call = [&](StringRef of) {
+    return func::CallOp::create(e, of, TypeRange{e.i32()}, ValueRange{row.call}).getResult(0);
+  };
+  Value status = e.choose(fits, [&] { return call(held); }, [&] { return call(tight); });
+  func::ReturnOp::create(e, status);
+  return own;
 }
 
 void Kernel::emitPlan() {

@@ -780,8 +780,7 @@ Value Kernel::weights(const Row &row, BlockArgument arg, const Indices &at) {
 
 /// An index along an axis of a buffer that may hold a block of queries.
 Index Kernel::blockIndex(const Row &row, Value buffer, kvp::AxisAttr axis, Index index) {
-  if (buffer.getDefiningOp<kvplan::BufferOp>().getScope() != kvplan::Scope::Rows ||
-      !kvp::isAllQueries(axis))
+  if (!kvp::isAllQueries(axis) || !kvplan::holdsBlock(buffer.getDefiningOp<kvplan::BufferOp>()))
     return index;
   if (index.base)
     index.base = e.sub(index.base, row.block);
@@ -791,7 +790,7 @@ Index Kernel::blockIndex(const Row &row, Value buffer, kvp::AxisAttr axis, Index
 }
 
 Value Kernel::load(const Row &row, Value buffer, const Indices &at) {
-  if (buffer.getDefiningOp<kvplan::BufferOp>().getScope() == kvplan::Scope::Tile)
+  if (blocks.contains(buffer))
     return loadBlock(buffer, at);
   SmallVector<std::pair<Index, Value>> terms;
   for (auto [i, axis] :

@@ -51,6 +51,8 @@ struct Row {
   mlir::Value frame, call;
   mlir::Value batch, head;     // head is null in tasks over the batch
   mlir::Value slot;            // number of the task among those in flight
+  mlir::Value lane;            // number of the thread's place among those of buffers of a tile
+  mlir::Value tile;            // first entry of the tile at work
   mlir::Value segments;        // of a task in memory, in the pass at work
   mlir::Value block, blockEnd; // queries of the block at work; null where there are no blocks
   bool planning = false;       // lengths are upper bounds from shapes and arguments
@@ -82,6 +84,9 @@ public:
   mlir::LogicalResult emit();
   std::string planName() const { return prefix + ".plan"; }
   std::string runName() const { return prefix + ".run"; }
+  /// A function of the module's interface that calls `held` where what a task holds fits the
+  /// workspace, else `tight`; returns its name.
+  std::string emitChoice(llvm::StringRef name, llvm::StringRef held, llvm::StringRef tight);
 
 private:
   Emitter e;
@@ -235,6 +240,7 @@ private:
   void packForm(const Row &row, kvplan::PackFormOp op);
   void statistics(const Row &row, kvplan::StatisticsOp op, mlir::Value segment, mlir::Value from,
                   mlir::Value to, mlir::Value first);
+  void exponents(const Row &row, kvplan::ExponentsOp op, mlir::Value from, mlir::Value to);
   void combineStatistics(const Row &row, kvplan::StatisticsOp op, mlir::Value segments,
                          mlir::Value entries);
   mlir::Value tileFactors(const Row &row, mlir::Value factors, mlir::Value tile);
@@ -297,7 +303,9 @@ private:
   std::pair<mlir::Value, mlir::Value> layout(const Row &row, mlir::Value workspace,
                                              mlir::Value state);
   mlir::Value flightOf(const Row &row, mlir::Value buffer);
+  mlir::Value placeTiles(const Row &row, mlir::Value memory);
   mlir::Value affordable(const Row &row, kvplan::TasksOp op);
+  static bool holdsWide(kvplan::TasksOp op);
   void writeError(const Row &row, llvm::StringRef message);
   void emitPlan();
   void emitRun();

@@ -48,7 +48,8 @@ Value Kernel::axesOf(Value buffer, StringRef axis) {
 
 bool Kernel::isOfTasks(Value buffer) {
   kvplan::Scope scope = buffer.getDefiningOp<kvplan::BufferOp>().getScope();
-  return scope == kvplan::Scope::Task || scope == kvplan::Scope::Rows;
+  return scope == kvplan::Scope::Task || scope == kvplan::Scope::Rows ||
+         scope == kvplan::Scope::Tile;
 }
 
 /// Queries of a block, as the loop that fills a buffer takes them.
@@ -64,7 +65,7 @@ Value Kernel::bufferExtent(const Row &row, Value buffer, StringRef axis, bool up
   kvp::AxisAttr attr = cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxis(axis);
   StringRef base = axis.rtrim('\'');
   auto op = buffer.getDefiningOp<kvplan::BufferOp>();
-  if (op.getScope() == kvplan::Scope::Rows && kvp::isAllQueries(attr))
+  if (kvp::isAllQueries(attr) && kvplan::holdsBlock(op))
     return upper ? e.constant(blockOf(buffer)) : e.sub(row.blockEnd, row.block);
   if (base == "query" && attr.isStatic())
     return upper ? e.constant(attr.getExtent())
@@ -131,6 +132,8 @@ Value Kernel::taskBytes(const Row &row, Value buffer) {
       continue;
     count = e.mul(count, bufferExtent(row, buffer, name, true));
     if (kvplan::isEntryAxis(buffer.getDefiningOp<kvplan::BufferOp>(), axes[i])) {
+      if (kvplan::PassOp pass = kvplan::passOfTile(buffer))
+        count = e.constant(pass.getTile());
       count = e.mul(count, axisStride(row, buffer, i));
       dense = false;
     }
@@ -140,6 +143,15 @@ Value Kernel::taskBytes(const Row &row, Value buffer) {
 
 Value Kernel::bufferBase(const Row &row, Value buffer) {
   const BufferSlots &where = buffers[buffer];
+  if (kvplan::passOfTile(buffer)) // as if the entries before the tile were there
+    return remember({buffer.getAsOpaquePointer(), row.lane.getAsOpaquePointer(),
+                     row.tile.getAsOpaquePointer(), "tile"},
+                    [&] {
+                      Value before = e.mul(e.mul(row.tile, entryStride(row, buffer)),
+                                           bytesOf(storageOf(buffer)));
+                      Value own = e.mul(row.lane, slotI64(row, where.stride));
+                      return e.at(slotPtr(row, where.address), e.sub(own, before));
+                    });
   Value task;
   if (isOfTasks(buffer)) {
     task = row.slot;
@@ -620,11 +632,20 @@ void Kernel::statistics(const Row &row, kvplan::StatisticsOp op, Value segment, 
   e.when(first, [&] { e.call("kvpc_prim_softmax_begin", {m, z, rows}); });
   Value x = e.at(elementBase(row, op.getBuffer()), e.mul(e.mul(from, step), 4));
   if (Value factors = op.getFactors()) {
-    Value reference = tileFactors(row, factors, e.div(from, everyOf(factors)));
+    Value kept = op.getReferences() ? Value(op.getReferences()) : factors;
+    Value reference = tileFactors(row, kept, e.div(from, everyOf(kept)));
     e.call("kvpc_prim_softmax_tile_store", {x, e.sub(to, from), step, rows, m, z, reference});
     return;
   }
   e.call("kvpc_prim_softmax_tile", {x, e.sub(to, from), step, rows, m, z});
+}
+
+void Kernel::exponents(const Row &row, kvplan::ExponentsOp op, Value from, Value to) {
+  Value rows = rowCount(row, op.getBuffer()), step = entryStride(row, op.getBuffer());
+  Value x = e.at(elementBase(row, op.getBuffer()), e.mul(e.mul(from, step), 4));
+  Value tile = e.div(from, everyOf(op.getReferences()));
+  e.call("kvpc_prim_softmax_exponents",
+         {x, e.sub(to, from), step, rows, tileFactors(row, op.getReferences(), tile)});
 }
 
 /// Factors of a tile's rows.
@@ -643,7 +664,8 @@ void Kernel::combineStatistics(const Row &row, kvplan::StatisticsOp op, Value se
   if (Value factors = op.getFactors())
     e.loop(e.constant(0), e.ceilDiv(entries, everyOf(factors)), 1, [&](Value tile) {
       Value w = tileFactors(row, factors, tile);
-      e.call("kvpc_prim_softmax_factors", {w, m, z, rows, w});
+      Value reference = op.getReferences() ? tileFactors(row, op.getReferences(), tile) : w;
+      e.call("kvpc_prim_softmax_factors", {reference, m, z, rows, w});
     });
   Value maximum = elementBase(row, op.getMaximum()), inverse = elementBase(row, op.getInverse());
   e.loop(e.constant(0), rows, 1, [&](Value i) {

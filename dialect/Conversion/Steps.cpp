@@ -136,6 +136,7 @@ void Kernel::rows(const Row &row, kvplan::RowsOp op, kvplan::Space space) {
           memo.pop_back();
           e.loop(e.constant(0), queryCount(task), op.getBlock(), [&](Value first) {
             Row own = task;
+            own.lane = task.slot;
             own.block = first;
             own.blockEnd = e.min(e.add(first, op.getBlock()), queryCount(task));
             steps(own);
@@ -262,11 +263,13 @@ void Kernel::forTasks(const Row &row, kvplan::Space space,
   launch(row, work, slotI64(row, chunkSizeSlot));
 }
 
-void Kernel::sweepSegment(const Row &task, kvplan::PassOp op, Value segment, Value entries) {
+void Kernel::sweepSegment(const Row &own, kvplan::PassOp op, Value segment, Value entries) {
   StringRef over = op.getOver().getName();
   int64_t length = op.getTile() * op.getSegment();
   Value from = e.mul(segment, length), to = e.min(e.add(from, length), entries);
   e.loop(from, to, op.getTile(), [&](Value begin) {
+    Row task = own;
+    task.tile = begin;
     Value end = e.min(e.add(begin, op.getTile()), to);
     Value first = e.cmp(arith::CmpIPredicate::eq, begin, from);
     for (Operation &inner : op.getBody().front()) {
@@ -286,6 +289,8 @@ void Kernel::sweepSegment(const Row &task, kvplan::PassOp op, Value segment, Val
         merge(task, m, over, begin, end);
       else if (auto s = dyn_cast<kvplan::StatisticsOp>(inner))
         statistics(task, s, segment, begin, end, first);
+      else if (auto x = dyn_cast<kvplan::ExponentsOp>(inner))
+        exponents(task, x, begin, end);
       memo.pop_back();
     }
   });
@@ -303,6 +308,17 @@ void Kernel::finishPass(const Row &task, kvplan::PassOp op, Value segments, Valu
 /// Entries that a pass sweeps for a row.
 Value Kernel::sweptEntries(const Row &row, kvplan::PassOp op) {
   return sweepEnd(row, passEntries(row, op, /*upper=*/false));
+}
+
+/// Whether a pass has buffers of which a thread holds the entries of one tile.
+static bool holdsTiles(kvplan::PassOp op) {
+  bool found = false;
+  op.walk([&](Operation *inner) {
+    for (Value operand : inner->getOperands())
+      if (operand.getDefiningOp<kvplan::BufferOp>())
+        found |= bool(kvplan::passOfTile(operand));
+  });
+  return found;
 }
 
 void Kernel::pass(const Row &row, kvplan::PassOp op, kvplan::Space space) {
@@ -326,14 +342,30 @@ void Kernel::pass(const Row &row, kvplan::PassOp op, kvplan::Space space) {
                         return SmallVector<Value>{e.max(longest[0], own)};
                       })[0];
   setSlot(row, segmentsSlot, segments);
-  std::string sweep = body([&](const Row &outer, Value item) {
+  auto sweepItem = [&](const Row &outer, Value item, Value lane) {
     Value perTask = slotI64(outer, segmentsSlot);
     Value slot = e.div(item, perTask), segment = e.rem(item, perTask);
     Row task = taskRow(outer, e.add(slotI64(outer, chunkSlot), slot), space, slot);
     task.segments = perTask;
+    task.lane = lane;
     sweepSegment(task, op, segment, sweptEntries(task, op));
-  });
-  launch(row, sweep, e.mul(slotI64(row, chunkSizeSlot), segments));
+  };
+  Value items = e.mul(slotI64(row, chunkSizeSlot), segments);
+  if (!holdsTiles(op)) {
+    launch(row, body([&](const Row &outer, Value item) { sweepItem(outer, item, {}); }), items);
+  } else {
+    // A thread's items share its place in buffers of a tile.
+    auto threadsOf = [&](const Row &any) {
+      return e.max(field(any, offsetof(kvpc_call, threads)), e.constant(1));
+    };
+    std::string sweep = body([&](const Row &outer, Value lane) {
+      Value all = e.mul(slotI64(outer, chunkSizeSlot), slotI64(outer, segmentsSlot));
+      Value threads = threadsOf(outer);
+      e.loop(e.constant(0), e.ceilDiv(e.sub(all, lane), threads), 1,
+             [&](Value turn) { sweepItem(outer, e.add(lane, e.mul(turn, threads)), lane); });
+    });
+    launch(row, sweep, e.min(threadsOf(row), items));
+  }
 
   auto finishes = [](Operation &inner) {
     return isa<kvplan::AccumulateOp, kvplan::StatisticsOp>(inner);

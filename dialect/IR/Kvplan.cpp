@@ -158,8 +158,27 @@ Value kvpc::kvplan::writtenTo(Value buffer) {
   return {};
 }
 
+bool kvpc::kvplan::holdsBlock(BufferOp buffer) {
+  if (buffer.getScope() != Scope::Tile)
+    return buffer.getScope() == Scope::Rows;
+  return llvm::any_of(buffer.getResult().getUsers(),
+                      [](Operation *user) { return bool(user->getParentOfType<RowsOp>()); });
+}
+
 bool kvpc::kvplan::isEntryAxis(BufferOp buffer, AxisAttr axis) {
-  return kvp::isEntryAxis(axis) && !(buffer.getScope() == Scope::Rows && kvp::isAllQueries(axis));
+  return kvp::isEntryAxis(axis) && !(kvp::isAllQueries(axis) && holdsBlock(buffer));
+}
+
+PassOp kvpc::kvplan::passOfTile(Value buffer) {
+  if (buffer.getDefiningOp<BufferOp>().getScope() != Scope::Tile)
+    return {};
+  PassOp pass;
+  for (Operation *user : buffer.getUsers()) {
+    if (auto fold = dyn_cast<FoldOp>(user); fold && fold.getBlock() == buffer)
+      return {};
+    pass = user->getParentOfType<PassOp>();
+  }
+  return pass;
 }
 
 StringRef kvpc::kvplan::axisOf(Value &buffer, StringRef axis) {

@@ -23,6 +23,13 @@ mlir::Value writtenTo(mlir::Value buffer);
 /// nothing was.
 llvm::StringRef axisOf(mlir::Value &buffer, llvm::StringRef axis);
 
+/// Whether a buffer has the queries of one block only, where others have all of them.
+bool holdsBlock(BufferOp buffer);
+
+/// The pass of which a buffer holds the entries of one tile, for the thread that works on it. Null
+/// for others, among them the block of a fold.
+PassOp passOfTile(mlir::Value buffer);
+
 /// Whether an axis of a buffer numbers its entries; the queries of a block are rows inside them.
 bool isEntryAxis(BufferOp buffer, kvp::AxisAttr axis);
 

@@ -48,12 +48,15 @@ def Kvplan_PipelineOp : Kvplan_Op<"pipeline", [Symbol, IsolatedFromAbove, Single
     Block arguments are those of the press. Host scalars (kvp operations on i64, f64, i1) may stand
     anywhere; they are evaluated for each batch row where they are used.
 
+    `tight`: a plan of the same bits, for calls in which what one task holds of wide values exceeds the
+    workspace.
+
     - **C7**: one `kvplan.compact`, the last operation
     - **C14**: refers to no declaration's name
   }];
-  let arguments = (ins SymbolNameAttr:$sym_name);
+  let arguments = (ins SymbolNameAttr:$sym_name, OptionalAttr<FlatSymbolRefAttr>:$tight);
   let regions = (region SizedRegion<1>:$body);
-  let assemblyFormat = "$sym_name attr-dict-with-keyword $body";
+  let assemblyFormat = "$sym_name (`tight` $tight^)? attr-dict-with-keyword $body";
   let hasVerifier = 1;
 }
 
@@ -224,20 +227,29 @@ def Kvplan_FoldOp : Kvplan_Op<"fold", [HasParent<"PassOp">]> {
   let hasVerifier = 1;
 }
 
-def Kvplan_StatisticsOp : Kvplan_Op<"statistics", [HasParent<"PassOp">,
+def Kvplan_StatisticsOp : Kvplan_Op<"statistics", [HasParent<"PassOp">, AttrSizedOperandSegments,
                                               AllTypesMatch<["maximum", "inverse"]>]> {
   let summary = "maximum and sum of exp(x - maximum) over the pass's axis, in one sweep";
   let description = [{
     `buffer` was stored in this pass. After the pass `maximum` holds m and `inverse` 1 / z, 0 where
     nothing is admitted. With `factors`, which has an entry for every tile, `buffer` then holds
-    exp(x - M), M the maximum as it stood at that tile, and `factors` exp(M - m) / z.
+    exp(x - M), M the maximum as it stood at that tile, and `factors` exp(M - m) / z; `references`
+    keeps M for passes that make the exponents again.
   }];
   let arguments = (ins Kvplan_BufferType:$buffer, Kvplan_BufferType:$maximum,
-                       Kvplan_BufferType:$inverse, Optional<Kvplan_BufferType>:$factors);
+                       Kvplan_BufferType:$inverse, Optional<Kvplan_BufferType>:$factors,
+                       Optional<Kvplan_BufferType>:$references);
   let assemblyFormat = [{
-    $buffer `into` $maximum `,` $inverse (`factors` $factors^ `:` type($factors))? attr-dict
-    `:` type($buffer) `,` type($maximum)
+    $buffer `into` $maximum `,` $inverse (`factors` $factors^ `:` type($factors))?
+    (`references` $references^ `:` type($references))? attr-dict `:` type($buffer) `,` type($maximum)
   }];
+}
+
+def Kvplan_ExponentsOp : Kvplan_Op<"exponents", [HasParent<"PassOp">]> {
+  let summary = "exp(x - M) in the place of x, with the references of the statistics of x";
+  let description = [{ The bits that `statistics` left in the buffer of x; -0 where x is -inf. }];
+  let arguments = (ins Kvplan_BufferType:$buffer, Kvplan_BufferType:$references);
+  let assemblyFormat = "$buffer `by` $references attr-dict `:` type($buffer) `,` type($references)";
 }
 
 def Kvplan_RescaleOp : Kvplan_Op<"rescale", [Pure, AllTypesMatch<["exponents", "factors",

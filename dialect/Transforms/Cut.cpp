@@ -2,7 +2,9 @@
 //
 // Four decisions, in this order.
 // 1. Loops over blocks of queries (Rows.cpp): for what all queries of a pass have with entries.
-// 2. Held or not (Hold.cpp): everything that is not held is evaluated again where it is used.
+// 2. Held or not (Hold.cpp): everything that is not held is evaluated again where it is used. What
+// is
+//    wide may be made once more, tile by tile, in each pass that reads it (Again.cpp).
 // 3. The step of every held value: 1 + the latest step it needs, or that very step where it reads a
 //    value of the same sweep at the same entry.
 // 4. Tasks: neighbouring steps over the same rows (and heads) stand together, up to one that reads
@@ -28,6 +30,11 @@ using namespace kvpc::cut;
 static bool readsOtherHeads(Operation *op) {
   auto axis = op->getAttrOfType<StringAttr>(isa<kvp::RenameOp>(op) ? "from" : "axis");
   return axis && axis.getValue() == "head";
+}
+
+bool kvpc::cut::movesEntries(Operation *op) {
+  return isa<kvp::AvgPoolOp, kvp::MaxPoolOp, kvp::ShiftOp, kvp::PartitionOp, kvp::JoinOp,
+             kvp::RenameOp, kvp::AtOp>(op);
 }
 
 bool kvpc::cut::readsHeads(Operation *op) {
@@ -62,6 +69,12 @@ std::pair<unsigned, unsigned> Program::earliest(const Root &root) const {
   unsigned step = 0, inner = 0;
   auto isInside = [&](const Root &leaf) { return leaf.key.rows && leaf.key.rows == root.key.rows; };
   bool apart = meetsHeads(root);
+  auto after = [&](unsigned other) {
+    if (isInside(roots[other]))
+      inner = std::max(inner, roots[other].inner + 1);
+    else
+      step = std::max(step, roots[other].step + 1);
+  };
   llvm::DenseSet<Value> seen[2];
   std::function<void(Value, bool)> visit = [&](Value v, bool aligned) {
     if (!v || !seen[aligned].insert(v).second)
@@ -72,6 +85,13 @@ std::pair<unsigned, unsigned> Program::earliest(const Root &root) const {
     }
     if (auto it = rootOf.find(v); it != rootOf.end() && v != root.value) {
       const Root &leaf = roots[it->second];
+      if (leaf.again) { // made where it is read, at its own entries
+        for (Value operand : leaf.reads())
+          visit(operand, aligned);
+        for (unsigned other : leaf.after)
+          after(other);
+        return;
+      }
       bool together = !stored && !apart && leaf.key == root.key &&
                       (leaf.key.kind == Step::Small || (aligned && leaf.makesEntries()));
       if (isInside(leaf))
@@ -83,18 +103,13 @@ std::pair<unsigned, unsigned> Program::earliest(const Root &root) const {
     Operation *op = v.getDefiningOp();
     if (!op)
       return;
-    bool moves = isa<kvp::AvgPoolOp, kvp::MaxPoolOp, kvp::ShiftOp, kvp::PartitionOp, kvp::JoinOp,
-                     kvp::RenameOp, kvp::AtOp>(op);
     for (Value operand : op->getOperands())
-      visit(operand, aligned && !moves);
+      visit(operand, aligned && !movesEntries(op));
   };
   for (Value operand : root.operands())
     visit(operand, true);
   for (unsigned other : root.after)
-    if (isInside(roots[other]))
-      inner = std::max(inner, roots[other].inner + 1);
-    else
-      step = std::max(step, roots[other].step + 1);
+    after(other);
   return {step, inner};
 }
 
@@ -136,6 +151,8 @@ void Program::schedule() {
   // A reuse's followers skip what only its choice needs.
   for (unsigned i = roots.size(); i-- > 0;) {
     Root &root = roots[i];
+    if (root.again)
+      continue;
     if (root.selection)
       root.leader = root.reuse;
     else if (!root.consumers.empty()) {
@@ -162,9 +179,9 @@ void Program::schedule() {
   }
   // A loop runs on all layers if anything in it does.
   for (Root &root : roots)
-    if (root.key.rows)
+    if (root.key.rows && !root.again)
       for (const Root &other : roots)
-        if (other.key.rows == root.key.rows && other.leader != root.leader)
+        if (other.key.rows == root.key.rows && !other.again && other.leader != root.leader)
           root.leader = 0;
 }
 
@@ -175,7 +192,14 @@ llvm::SmallSetVector<unsigned, 8> Program::needs(const Root &root) const {
     if (!v || !seen.insert(v).second)
       return;
     if (auto it = rootOf.find(v); it != rootOf.end() && v != root.value) {
-      out.insert(it->second);
+      const Root &leaf = roots[it->second];
+      if (!leaf.again) {
+        out.insert(it->second);
+        return;
+      }
+      for (Value operand : leaf.reads())
+        visit(operand);
+      out.insert(leaf.after.begin(), leaf.after.end());
       return;
     }
     if (Operation *op = v.getDefiningOp())
@@ -199,14 +223,38 @@ struct Cut : kvpc::impl::KvplanCutBase<Cut> {
 
   void runOnOperation() override {
     for (auto press : llvm::make_early_inc_range(getOperation().getOps<kvp::PressOp>())) {
-      Program program(press, stored);
-      if (failed(program.hold()))
+      OwningOpRef<kvp::PressOp> copy = press.clone();
+      bool both = recompute == Recompute::Over && !stored;
+      auto plan = cut(press, both ? Recompute::Never : recompute);
+      if (failed(plan))
         return signalPassFailure();
-      program.schedule();
-      if (failed(program.emit()))
-        return signalPassFailure();
+      if (both) {
+        OpBuilder(press).insert(copy.get());
+        kvp::PressOp again = copy.release();
+        again.setSymName((press.getSymName() + ".tight").str());
+        auto tight = cut(again, Recompute::Always);
+        if (failed(tight))
+          return signalPassFailure();
+        if (*tight)
+          plan->setTightAttr(FlatSymbolRefAttr::get(tight->getSymNameAttr()));
+        again.erase();
+      }
       press.erase();
     }
+  }
+
+  /// A plan; null where one without anything made again is the same.
+  FailureOr<kvplan::PipelineOp> cut(kvp::PressOp press, Recompute when) {
+    PlanOptions options;
+    options.optimization = stored ? 0 : 2;
+    options.recompute = when;
+    Program program(press, options);
+    if (failed(program.hold()))
+      return failure();
+    if (recompute == Recompute::Over && when == Recompute::Always && !program.makesAgain())
+      return kvplan::PipelineOp();
+    program.schedule();
+    return program.emit();
   }
 };
 } // namespace

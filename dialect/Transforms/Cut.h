@@ -13,6 +13,12 @@ namespace kvpc::cut {
 /// The axis a sweep that makes this tensor goes over, or null for a small value.
 kvp::AxisAttr entryAxis(kvp::NamedTensorType type);
 
+/// More than one number an entry: as large as the keys themselves, or larger.
+bool isWide(kvp::NamedTensorType type);
+
+/// Whether an operation reads an operand at other entries than its own.
+bool movesEntries(mlir::Operation *op);
+
 /// The axes of a rank or sort whose elements do not lie side by side in a buffer: several, or
 /// heads. None for others.
 llvm::SmallVector<llvm::StringRef> takenTogether(mlir::Operation *op);
@@ -69,10 +75,12 @@ struct Root {
   int64_t reuse = 0, leader = 0;
   kvplan::BufferOp buffer, second; // second: 1 / z of statistics
   kvplan::BufferOp factors;        // statistics whose exponents stay in the buffer of their input
+  kvplan::BufferOp references;     // what exponents are made again from
   bool keepsExponents = false;
   bool ownOfHeads = false; // no axis `head`, and yet each head has its own
   bool leavesRows = false; // of all queries, and filled block by block
   bool inPlace = false;    // shares the buffer of the contraction it masks
+  bool again = false;      // made once more by each pass that reads it, tile by tile
   std::string last;        // innermost axis: rows of whole-row operations; empty: any
   // Contract, form and fold: the operands, the factor of the sum. Pack: what is packed, and for
   // which form.
@@ -85,6 +93,8 @@ struct Root {
 
   /// What must be evaluated or loaded to make it.
   llvm::SmallVector<mlir::Value> operands() const;
+  /// The same, and where that is the value itself, what its operation takes.
+  llvm::SmallVector<mlir::Value> reads() const;
   /// Entries of a tile.
   int64_t tile() const;
   /// Tiles of a segment.
@@ -95,17 +105,24 @@ struct Root {
   }
 };
 
+/// Axes as the buffer of a root holds them, outermost first: head, the entries, what an entry has.
+kvp::NamedTensorType memoryOrder(kvp::NamedTensorType type, const Root &root);
+
 class Program {
 public:
-  Program(kvp::PressOp press, bool stored) : press(press), stored(stored) {}
+  Program(kvp::PressOp press, const PlanOptions &options)
+      : press(press), stored(options.optimization == 0),
+        recompute(options.recompute == Recompute::Always) {}
 
-  mlir::LogicalResult hold(); // Hold.cpp
-  void schedule();            // Cut.cpp
-  mlir::LogicalResult emit(); // EmitPlan.cpp
+  mlir::LogicalResult hold();                 // Hold.cpp, Again.cpp
+  void schedule();                            // Cut.cpp
+  mlir::FailureOr<kvplan::PipelineOp> emit(); // EmitPlan.cpp
+  /// Whether anything is made again by each pass that reads it.
+  bool makesAgain() const;
 
 private:
   kvp::PressOp press;
-  bool stored;
+  bool stored, recompute;
   std::vector<Root> roots;
   llvm::DenseMap<mlir::Value, unsigned> rootOf;
   llvm::DenseMap<mlir::Value, unsigned> statisticsOf; // softmax -> root
@@ -138,6 +155,12 @@ private:
   bool holdFold(kvp::ReduceOp op);
   unsigned holdRows(mlir::Value rows, unsigned loop, llvm::StringRef along = "");
 
+  // Again.cpp
+  void chooseAgain();
+  llvm::DenseSet<unsigned> passTiles;     // roots that the pass at work has made again
+  llvm::DenseSet<unsigned> passExponents; // statistics whose exponents it has made again
+  void bringReads(mlir::ImplicitLocOpBuilder &b, const Root &root, mlir::IRMapping &here);
+
   // Cut.cpp
   unsigned stepOfCache(mlir::Value cache) const;
   std::pair<unsigned, unsigned> earliest(const Root &root) const;
@@ -155,6 +178,9 @@ private:
   mlir::Value streamed(mlir::ImplicitLocOpBuilder &b, mlir::Value input, mlir::IRMapping &here,
                        const Root &root);
   void hostOperands(mlir::ImplicitLocOpBuilder &b, const Root &root);
+  unsigned buffers = 0; // declared
+  kvplan::BufferOp declareBuffer(mlir::ImplicitLocOpBuilder &b, kvp::NamedTensorType type,
+                                 kvplan::Scope scope, mlir::IntegerAttr every = {});
   void declare(mlir::ImplicitLocOpBuilder &b);
   std::tuple<kvplan::Combine, mlir::Value, mlir::Value>
   emitCombine(mlir::ImplicitLocOpBuilder &b, Root &root, mlir::IRMapping &here);

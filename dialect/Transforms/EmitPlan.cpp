@@ -16,8 +16,7 @@ static bool isOfRows(const Root &root) {
   return root.key.rows && root.kind != Root::Merge && !root.leavesRows;
 }
 
-/// Axes as a buffer holds them, outermost first: head, the entries, what an entry has.
-static NamedTensorType memoryOrder(NamedTensorType type, const Root &root) {
+NamedTensorType kvpc::cut::memoryOrder(NamedTensorType type, const Root &root) {
   SmallVector<AxisAttr> head, entries, slots, rest;
   // All rows of a contraction lie together, those of other heads among them.
   bool rows = root.kind == Root::Contract || root.kind == Root::Fold;
@@ -43,15 +42,32 @@ static NamedTensorType memoryOrder(NamedTensorType type, const Root &root) {
   return NamedTensorType::get(type.getContext(), axes, type.getElementType());
 }
 
-/// More than one number an entry: as large as the keys themselves, or larger.
-static bool isWide(NamedTensorType type) {
-  bool entries = false, inside = false;
+bool kvpc::cut::isWide(NamedTensorType type) {
+  unsigned entries = 0;
+  bool inside = false;
   for (AxisAttr axis : type.getAxes()) {
     bool entry = kvp::isEntryAxis(axis);
-    entries |= entry;
+    entries += entry;
     inside |= !entry && axis.getName() != "head" && axis.getName() != "slot";
   }
-  return entries && inside;
+  return entries > 1 || (entries && inside);
+}
+
+/// Whether a buffer is filled entry by entry in a pass, and used nowhere else.
+static bool isOfOnePass(kvplan::BufferOp buffer) {
+  Value memory = buffer.getResult();
+  kvplan::PassOp pass;
+  for (Operation *user : memory.getUsers()) {
+    auto own = user->getParentOfType<kvplan::PassOp>();
+    if (!own || (pass && own != pass))
+      return false;
+    pass = own;
+    auto statistics = dyn_cast<kvplan::StatisticsOp>(user);
+    if (isa<kvplan::AccumulateOp, kvplan::MergeOp, kvplan::FoldOp>(user) ||
+        (statistics && statistics.getBuffer() != memory))
+      return false;
+  }
+  return bool(pass);
 }
 
 //===------------------------------------------------------------------------------------------===//
@@ -80,8 +96,15 @@ void Program::hostOperands(ImplicitLocOpBuilder &b, const Root &root) {
       atTop(b, v);
       return;
     }
-    if (rootOf.contains(v) && v != root.value)
+    if (auto it = rootOf.find(v); it != rootOf.end() && v != root.value) {
+      // Softmax reads what it is of once more.
+      const Root &leaf = roots[it->second];
+      if (leaf.kind == Root::Statistics)
+        visit(v.getDefiningOp()->getOperand(0));
+      else if (leaf.again)
+        hostOperands(b, leaf);
       return;
+    }
     if (Operation *op = v.getDefiningOp())
       for (Value operand : op->getOperands())
         visit(operand);
@@ -134,15 +157,19 @@ Value Program::evaluate(ImplicitLocOpBuilder &b, Value v, IRMapping &here, const
 // Buffers, roots, selections
 //===------------------------------------------------------------------------------------------===//
 
+kvplan::BufferOp Program::declareBuffer(ImplicitLocOpBuilder &b, NamedTensorType type,
+                                        kvplan::Scope scope, IntegerAttr every) {
+  return kvplan::BufferOp::create(b, kvplan::BufferType::get(b.getContext(), type),
+                                  b.getStringAttr("b" + std::to_string(buffers++)),
+                                  kvplan::ScopeAttr::get(b.getContext(), scope), every);
+}
+
 void Program::declare(ImplicitLocOpBuilder &b) {
-  unsigned number = 0;
   auto buffer = [&](NamedTensorType type, kvplan::Scope scope, IntegerAttr every = {}) {
-    return kvplan::BufferOp::create(b, kvplan::BufferType::get(b.getContext(), type),
-                                    b.getStringAttr("b" + std::to_string(number++)),
-                                    kvplan::ScopeAttr::get(b.getContext(), scope), every);
+    return declareBuffer(b, type, scope, every);
   };
   for (Root &root : roots) {
-    if (root.kind == Root::Select)
+    if (root.kind == Root::Select || root.again)
       continue;
     kvplan::Scope scope = isOfRows(root) ? kvplan::Scope::Rows : kvplan::Scope::Call;
     if (root.kind == Root::Pack) {
@@ -159,6 +186,9 @@ void Program::declare(ImplicitLocOpBuilder &b) {
       if (root.keepsExponents)
         root.factors = buffer(memoryOrder(tensorOf(root.value), root), scope,
                               b.getI64IntegerAttr(root.tile()));
+      if (root.keepsExponents && roots[rootOf[root.value.getDefiningOp()->getOperand(0)]].again)
+        root.references =
+            buffer(root.factors.getType().getTensor(), scope, b.getI64IntegerAttr(root.tile()));
     } else if (root.inPlace) {
       root.buffer = roots[rootOf[root.value.getDefiningOp()->getOperand(1)]].buffer;
     } else {
@@ -283,8 +313,9 @@ void Program::emitRoot(ImplicitLocOpBuilder &b, Root &root, IRMapping &here) {
     break;
   case Root::Statistics: {
     Value x = root.value.getDefiningOp()->getOperand(0);
+    auto memory = [](kvplan::BufferOp buffer) { return buffer ? buffer.getResult() : Value(); };
     kvplan::StatisticsOp::create(b, roots[rootOf[x]].buffer, root.buffer, root.second,
-                                 root.factors ? root.factors.getResult() : Value());
+                                 memory(root.factors), memory(root.references));
     break;
   }
   case Root::Order: {
@@ -351,9 +382,9 @@ void Program::emitSelection(ImplicitLocOpBuilder &b, Root &root) {
 // Pipeline
 //===------------------------------------------------------------------------------------------===//
 
-LogicalResult Program::emit() {
+FailureOr<kvplan::PipelineOp> Program::emit() {
   ImplicitLocOpBuilder b(press.getLoc(), press);
-  auto pipeline = kvplan::PipelineOp::create(b, press.getSymNameAttr());
+  auto pipeline = kvplan::PipelineOp::create(b, press.getSymNameAttr(), FlatSymbolRefAttr());
   Block *body = b.createBlock(&pipeline.getBody());
   for (BlockArgument arg : press.getBody().getArguments())
     top.map(arg, body->addArgument(arg.getType(), arg.getLoc()));
@@ -369,6 +400,8 @@ LogicalResult Program::emit() {
   };
   std::vector<Group> groups;
   for (auto [i, root] : llvm::enumerate(roots)) {
+    if (root.again)
+      continue;
     auto it = llvm::find_if(groups, [&](const Group &g) {
       return g.key == root.key && g.step == root.step && g.inner == root.inner &&
              g.leader == root.leader && root.key.kind != Step::Select &&
@@ -464,7 +497,10 @@ LogicalResult Program::emit() {
       b.createBlock(&small.getBody());
     }
     IRMapping here;
+    passTiles.clear();
+    passExponents.clear();
     for (unsigned i : group.roots) {
+      bringReads(b, roots[i], here);
       emitRoot(b, roots[i], here);
       // The next expression reads what this one has stored.
       if (roots[i].inPlace || stored)
@@ -474,7 +510,8 @@ LogicalResult Program::emit() {
   if (scoresLeft)
     emitScores();
 
-  // Wide buffers that one group of tasks alone uses exist once per task in flight.
+  // Wide buffers that one pass alone uses hold a tile of it; those that one group of tasks alone
+  // uses exist once per task in flight.
   for (Operation &op : *body) {
     auto buffer = dyn_cast<kvplan::BufferOp>(op);
     if (!buffer)
@@ -484,9 +521,11 @@ LogicalResult Program::emit() {
     bool packed = llvm::any_of(
         users, [](Operation *user) { return isa<kvplan::PackOp, kvplan::PackFormOp>(user); });
     auto first = users.empty() ? kvplan::TasksOp() : in(*users.begin());
-    if (first && buffer.getScope() == kvplan::Scope::Call &&
-        (packed || isWide(buffer.getType().getTensor())) &&
-        llvm::all_of(users, [&](Operation *user) { return in(user) == first; }))
+    if (isOfOnePass(buffer) && isWide(buffer.getType().getTensor()))
+      buffer.setScope(kvplan::Scope::Tile);
+    else if (first && buffer.getScope() == kvplan::Scope::Call &&
+             (packed || isWide(buffer.getType().getTensor())) &&
+             llvm::all_of(users, [&](Operation *user) { return in(user) == first; }))
       buffer.setScope(kvplan::Scope::Task);
   }
 
@@ -494,5 +533,5 @@ LogicalResult Program::emit() {
   for (auto require : press.getBody().getOps<kvp::RequireOp>())
     kvplan::RequireOp::create(b, atTop(b, require.getCondition()), require.getMessageAttr());
   kvplan::CompactOp::create(b, atTop(b, finish.getCache()));
-  return success();
+  return pipeline;
 }

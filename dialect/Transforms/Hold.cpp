@@ -56,6 +56,11 @@ SmallVector<Value> Root::operands() const {
   return SmallVector<Value>(op->getOperands());
 }
 
+SmallVector<Value> Root::reads() const {
+  Operation *op = kind == Store ? value.getDefiningOp() : nullptr;
+  return op ? SmallVector<Value>(op->getOperands()) : operands();
+}
+
 /// Whether evaluating `v` at one point takes more than a few operations.
 bool Program::expensive(Value v) {
   if (!tensorOf(v) || rootOf.contains(v))
@@ -555,5 +560,6 @@ LogicalResult Program::hold() {
     if (failed(holdOp(op)))
       return failure();
   }
+  chooseAgain();
   return success();
 }

@@ -8,6 +8,10 @@
 
 namespace kvpc {
 
+/// When what is wide is made again in each pass that reads it: never, where it does not fit the
+/// workspace, always.
+enum class Recompute { Never, Over, Always };
+
 #define GEN_PASS_DECL
 #include "dialect/Transforms/Passes.h.inc"
 #define GEN_PASS_REGISTRATION
@@ -15,7 +19,11 @@ namespace kvpc {
 
 struct PlanOptions {
   unsigned optimization = 2; // 0: one pass per operation, every value held
+  Recompute recompute = Recompute::Never;
 };
+
+/// kvp presses in the form that plans are made of.
+void buildProgramPipeline(mlir::OpPassManager &pm, const PlanOptions &options);
 
 /// kvp presses to kvplan pipelines: the whole middle of the compiler, in order.
 void buildPlanPipeline(mlir::OpPassManager &pm, const PlanOptions &options);

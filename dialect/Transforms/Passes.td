@@ -48,10 +48,21 @@ def KvplanCut : Pass<"kvplan-cut", "::mlir::ModuleOp"> {
     whole-row operation needs it, where it is a finished reduction, or where it would be computed
     again for each element of another axis; everything else is evaluated where it is used. A pass
     sweeps one axis for one kind of task; values go to the earliest pass that has their operands.
-    With `stored` (`-O0`) every value is held and has its own pass.
+    With `stored` (`-O0`) every value is held and has its own pass. With `recompute=always`
+    (`--workspace=0`) what is wide, more than a number for an entry, is made again in each pass that
+    reads it, a tile at a time, with the same bits; but for what a pass reads at other entries than
+    its own, and whole rows that are put in order. With `recompute=over` (any other `--workspace`)
+    there are both plans, and the call takes the one that fits.
   }];
   let dependentDialects = ["::kvpc::kvplan::KvplanDialect", "::mlir::arith::ArithDialect"];
-  let options = [Option<"stored", "stored", "bool", "false", "hold every value, one pass each">];
+  let options = [Option<"stored", "stored", "bool", "false", "hold every value, one pass each">,
+                 Option<"recompute", "recompute", "Recompute", "Recompute::Never",
+                        "make wide values again, tile by tile, in each pass that reads them",
+                        [{::llvm::cl::values(
+                          clEnumValN(Recompute::Never, "never", "hold them"),
+                          clEnumValN(Recompute::Over, "over",
+                                     "a second plan, for where they do not fit the workspace"),
+                          clEnumValN(Recompute::Always, "always", "hold none that need not be"))}]>];
 }
 
 #endif

@@ -6,7 +6,7 @@
 
 using namespace mlir;
 
-void kvpc::buildPlanPipeline(OpPassManager &pm, const PlanOptions &options) {
+void kvpc::buildProgramPipeline(OpPassManager &pm, const PlanOptions &options) {
   pm.addPass(createCanonicalizerPass());
   pm.nest<kvp::PressOp>().addPass(createKvpPrimitives());
   if (options.optimization > 0) {
@@ -15,7 +15,12 @@ void kvpc::buildPlanPipeline(OpPassManager &pm, const PlanOptions &options) {
   }
   pm.addPass(createCanonicalizerPass());
   pm.addPass(createCSEPass());
+}
+
+void kvpc::buildPlanPipeline(OpPassManager &pm, const PlanOptions &options) {
+  buildProgramPipeline(pm, options);
   KvplanCutOptions cut;
   cut.stored = options.optimization == 0;
+  cut.recompute = options.recompute;
   pm.addPass(createKvplanCut(cut));
 }

@@ -197,11 +197,24 @@ std::vector<VariantChoice> driver::variantsOf(const BuildOptions &options) {
   return out;
 }
 
-mlir::LogicalResult driver::toPlan(mlir::ModuleOp module, const BuildOptions &options) {
-  mlir::PassManager pm(module.getContext());
+static PlanOptions planOptions(const BuildOptions &options) {
   PlanOptions plan;
   plan.optimization = options.optimization;
-  buildPlanPipeline(pm, plan);
+  plan.recompute = std::isinf(options.workspace) ? Recompute::Never
+                   : options.workspace == 0      ? Recompute::Always
+                                                 : Recompute::Over;
+  return plan;
+}
+
+mlir::LogicalResult driver::toPlan(mlir::ModuleOp module, const BuildOptions &options) {
+  mlir::PassManager pm(module.getContext());
+  buildPlanPipeline(pm, planOptions(options));
+  return pm.run(module);
+}
+
+mlir::LogicalResult driver::toProgram(mlir::ModuleOp module, const BuildOptions &options) {
+  mlir::PassManager pm(module.getContext());
+  buildProgramPipeline(pm, planOptions(options));
   return pm.run(module);
 }
 

@@ -34,6 +34,8 @@ std::vector<VariantChoice> variantsOf(const BuildOptions &options);
 
 /// kvp presses to kvplan pipelines, in place. Errors go to the context's diagnostics.
 mlir::LogicalResult toPlan(mlir::ModuleOp module, const BuildOptions &options);
+/// As far as the form that plans are made of.
+mlir::LogicalResult toProgram(mlir::ModuleOp module, const BuildOptions &options);
 
 enum class CodeForm { Mlir, LlvmIr, Assembly, Object };
 

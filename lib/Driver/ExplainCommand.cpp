@@ -43,13 +43,27 @@ int driver::explainCommand(const llvm::opt::InputArgList &options) {
   auto kvp = compileSource(options, *source, session, input);
   if (!kvp)
     return kFailure;
-  mlir::OwningOpRef<mlir::ModuleOp> plan = kvp->clone();
-  if (failed(toPlan(*plan, build)))
+  mlir::OwningOpRef<mlir::ModuleOp> plan = kvp->clone(), program = kvp->clone();
+  if (failed(toPlan(*plan, build)) || failed(toProgram(*program, build)))
     return kFailure;
   llvm::json::Array all;
-  for (auto pipeline : plan->getOps<kvplan::PipelineOp>()) {
-    auto press = mlir::cast<kvp::PressOp>(kvp->lookupSymbol(pipeline.getSymName()));
-    Explanation explanation = explain(pipeline, press, shape);
+  for (auto press : kvp->getOps<kvp::PressOp>()) {
+    auto pipeline = plan->lookupSymbol<kvplan::PipelineOp>(press.getSymName());
+    auto lowered = program->lookupSymbol<kvp::PressOp>(press.getSymName());
+    Explanation explanation = explain(pipeline, press, lowered, shape);
+    if (auto tight = pipeline.getTight()) {
+      double cap = build.workspace * shape.keysBytes();
+      bool fits = double(explanation.widestTask) < cap;
+      std::string choice = llvm::formatv(
+          "of two plans this, as a task's {0:f1} MiB of wide values {1} a workspace "
+          "of {2:f1} MiB",
+          explanation.widestTask / 1048576.0, fits ? "fit" : "do not fit", cap / 1048576.0);
+      if (!fits)
+        explanation =
+            explain(plan->lookupSymbol<kvplan::PipelineOp>(*tight), press, lowered, shape);
+      explanation.press = press.getSymName().str();
+      explanation.choice = choice;
+    }
     if (options.hasArg(OPT_json))
       all.push_back(toJson(explanation));
     else

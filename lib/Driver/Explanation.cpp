@@ -1,6 +1,8 @@
 //===- Explanation.cpp - what a plan does, and what it costs ----------------------------------===//
 #include "lib/Driver/Explanation.h"
 
+#include "lib/Driver/Flops.h"
+
 #include "lib/Module/Summary.h"
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/StringExtras.h"
@@ -71,6 +73,7 @@ std::string describe(mlir::Operation *op) {
         return std::string(o.getFactors() ? "softmax statistics, exponents stay in place"
                                           : "softmax statistics");
       })
+      .Case([](kvplan::ExponentsOp) { return std::string("softmax exponents, once more"); })
       .Case([](kvplan::WeightOp) { return std::string("softmax weights"); })
       .Case([](kvplan::RescaleOp) { return std::string("softmax weights from stored exponents"); })
       .Case([](kvplan::MergeOp o) {
@@ -93,7 +96,8 @@ std::optional<std::string> primitiveOf(mlir::Operation *op) {
   return llvm::TypeSwitch<mlir::Operation *, Result>(op)
       .Case<kvplan::ContractOp, kvplan::PackOp, kvplan::FoldOp, kvplan::FormOp, kvplan::PackFormOp>(
           [](auto) { return Result("contraction microkernel"); })
-      .Case<kvplan::StatisticsOp, kvplan::WeightOp>([](auto) { return Result("softmax"); })
+      .Case<kvplan::StatisticsOp, kvplan::ExponentsOp, kvplan::WeightOp>(
+          [](auto) { return Result("softmax"); })
       .Case<kvplan::SelectOp, kvplan::FilterOp>([](auto) { return Result("selection"); })
       .Case([](kvplan::OrderOp) { return Result("order of whole rows"); })
       .Case([](kvplan::CompactOp) { return Result("compaction"); })
@@ -106,8 +110,9 @@ std::optional<std::string> primitiveOf(mlir::Operation *op) {
 /// Reads a pipeline step by step.
 class Explainer {
 public:
-  Explainer(kvplan::PipelineOp pipeline, kvp::PressOp press, const CostShape &shape)
-      : pipeline(pipeline), costs(pipeline, press, shape) {
+  Explainer(kvplan::PipelineOp pipeline, kvp::PressOp press, kvp::PressOp program,
+            const CostShape &shape)
+      : pipeline(pipeline), program(program), costs(pipeline, press, shape) {
     out.press = pipeline.getSymName().str();
     out.shape = shape;
   }
@@ -213,8 +218,6 @@ private:
       return;
     }
     if (auto load = mlir::dyn_cast<kvplan::LoadOp>(op)) {
-      if (isBlock(load.getBuffer()))
-        return;
       if (!written.contains(load.getBuffer()))
         readBuffer(step, load.getBuffer(), space);
       return;
@@ -227,7 +230,7 @@ private:
       return;
     }
     step.work.push_back(describe(op));
-    step.flops += ofBlocks(flopsOf(op, space), workedOn(op));
+    step.flops += ofBlocks(flopsOf(op, space, costs), workedOn(op));
     auto target = [&](mlir::Value buffer) {
       if (written.insert(buffer).second)
         writeBuffer(step, buffer, space);
@@ -255,6 +258,10 @@ private:
       target(statistics.getInverse());
       if (statistics.getFactors())
         target(statistics.getFactors());
+      if (statistics.getReferences())
+        target(statistics.getReferences());
+    } else if (auto exponents = mlir::dyn_cast<kvplan::ExponentsOp>(op)) {
+      readBuffer(step, exponents.getReferences(), space);
     }
   }
 
@@ -269,6 +276,8 @@ private:
   static TensorType workedOn(mlir::Operation *op) {
     if (auto contract = mlir::dyn_cast<kvplan::ContractOp>(op))
       return contract.getBuffer().getType().getTensor();
+    if (auto exponents = mlir::dyn_cast<kvplan::ExponentsOp>(op))
+      return exponents.getBuffer().getType().getTensor();
     if (auto statistics = mlir::dyn_cast<kvplan::StatisticsOp>(op))
       return statistics.getBuffer().getType().getTensor();
     if (auto accumulate = mlir::dyn_cast<kvplan::AccumulateOp>(op))
@@ -276,47 +285,6 @@ private:
     if (auto reduce = mlir::dyn_cast<kvp::ReduceOp>(op))
       return reduce.getInput().getType();
     return op->getNumResults() == 1 ? kvp::tensorOf(op->getResult(0)) : TensorType();
-  }
-
-  int64_t flopsOf(mlir::Operation *op, kvplan::Space space) {
-    auto entries = [&](mlir::Value value) {
-      auto buffer = mlir::dyn_cast<kvplan::BufferType>(value.getType());
-      return costs.entries(buffer ? buffer.getTensor() : mlir::cast<TensorType>(value.getType()),
-                           space);
-    };
-    return llvm::TypeSwitch<mlir::Operation *, int64_t>(op)
-        .Case([&](kvplan::ContractOp o) {
-          return 2 * entries(o.getBuffer()) *
-                 costs.extent(o.getStream().getType().getAxis("channel"));
-        })
-        // A column takes the channels up to its end: with 16 columns to a vector.
-        .Case([&](kvplan::FormOp o) {
-          int64_t channels = costs.extent(o.getStream().getType().getAxis("channel"));
-          return entries(o.getBuffer()) * channels * (channels + 16 + 2);
-        })
-        .Case([&](kvplan::FoldOp o) {
-          return entries(o.getValue()) +
-                 2 * entries(o.getBlock()) *
-                     costs.extent(o.getStream().getType().getAxis("channel"));
-        })
-        .Case([&](kvp::DotOp o) {
-          return 2 * entries(o.getResult()) *
-                 costs.extent(o.getLhs().getType().getAxis(o.getOver()));
-        })
-        // Difference, exponential, sum or product.
-        .Case([&](kvplan::StatisticsOp o) { return 3 * entries(o.getBuffer()); })
-        .Case([&](kvplan::WeightOp o) { return 3 * entries(o.getResult()); })
-        .Case([&](kvplan::RescaleOp o) { return entries(o.getResult()); })
-        .Case([&](kvp::AvgPoolOp o) {
-          return static_cast<int64_t>(o.getSize()) * entries(o.getResult());
-        })
-        .Case([&](kvp::MaxPoolOp o) {
-          return static_cast<int64_t>(o.getSize()) * entries(o.getResult());
-        })
-        .Case([&](kvp::ReduceOp o) { return entries(o.getInput()); })
-        .Case([&](kvplan::AccumulateOp o) { return entries(o.getValue()); })
-        .Case([&](kvp::MapOp o) { return entries(o.getResult()); })
-        .Default([](mlir::Operation *) { return 0; });
   }
 
   int64_t inputBytes(kvp::InputOp input, kvplan::Space space) {
@@ -337,10 +305,14 @@ private:
     return buffer.getDefiningOp<kvplan::BufferOp>().getName().str();
   }
   void readBuffer(Step &step, mlir::Value buffer, kvplan::Space space) {
+    if (isTile(buffer))
+      return;
     TensorType type = mlir::cast<kvplan::BufferType>(buffer.getType()).getTensor();
     step.reads.push_back({nameOf(buffer), ofBlocks(bufferBytes(buffer, space), type)});
   }
   void writeBuffer(Step &step, mlir::Value buffer, kvplan::Space space) {
+    if (isTile(buffer))
+      return;
     TensorType type = mlir::cast<kvplan::BufferType>(buffer.getType()).getTensor();
     step.writes.push_back({nameOf(buffer), ofBlocks(bufferBytes(buffer, space), type)});
   }
@@ -400,16 +372,17 @@ private:
   }
 
   /// What one thread holds for a moment, in its cache.
-  static bool isBlock(mlir::Value buffer) {
+  static bool isTile(mlir::Value buffer) {
     return buffer.getDefiningOp<kvplan::BufferOp>().getScope() == kvplan::Scope::Tile;
   }
 
   void hold(kvplan::BufferOp buffer) {
-    if (isBlock(buffer))
-      return;
+    kvplan::PassOp pass = kvplan::passOfTile(buffer);
+    if (isTile(buffer) && !pass)
+      return; // the block of a fold, on the stack
     TensorType type = buffer.getResult().getType().getTensor();
-    bool rows = buffer.getScope() == kvplan::Scope::Rows;
-    bool perCall = buffer.getScope() != kvplan::Scope::Task && !rows;
+    bool rows = kvplan::holdsBlock(buffer);
+    bool perCall = buffer.getScope() != kvplan::Scope::Task && !rows && !pass;
     auto space = kvplan::Space::Batch;
     int64_t queries = 0;
     for (mlir::Operation *user : buffer.getResult().getUsers()) {
@@ -421,14 +394,32 @@ private:
     HeldBuffer held;
     held.name = buffer.getName().str();
     llvm::raw_string_ostream(held.type) << axesOf(type) << " " << type.getElementType();
-    held.why = whyHeld(buffer.getResult());
-    held.perCall = perCall;
+    held.why = pass ? "of a tile, in the cache of the thread that makes it and uses it up"
+                    : whyHeld(buffer.getResult());
+    held.per = pass ? HeldBuffer::Thread : perCall ? HeldBuffer::Call : HeldBuffer::Task;
     held.bytes = perCall ? costs.callBytes(buffer) : costs.taskBytes(buffer, space);
     if (queries && llvm::any_of(type.getAxes(), kvp::isAllQueries)) {
       queries = std::min(queries, out.shape.tokens);
       held.bytes = held.bytes / std::max<int64_t>(out.shape.tokens, 1) * queries;
       held.type += llvm::formatv(" of {0} queries", queries).str();
     }
+    if (pass) {
+      int64_t n = std::max<int64_t>(costs.extent(pass.getOver()), 1);
+      auto tile = static_cast<int64_t>(pass.getTile());
+      held.bytes = held.bytes / n * std::min(tile, n);
+      held.type += llvm::formatv(" of {0} {1}s", tile, pass.getOver().getName()).str();
+      int64_t &sum = ofPasses[pass];
+      sum += held.bytes;
+      out.threadWorkspace = std::max(out.threadWorkspace, sum);
+    }
+    if (held.per == HeldBuffer::Task)
+      for (mlir::Operation *user : buffer.getResult().getUsers())
+        if (auto tasks = user->getParentOfType<kvplan::TasksOp>()) {
+          int64_t &sum = ofTasks[tasks];
+          sum += held.bytes;
+          out.widestTask = std::max(out.widestTask, sum);
+          break;
+        }
     out.buffers.push_back(std::move(held));
   }
 
@@ -441,8 +432,9 @@ private:
         return "whole rows are put in order";
       if (auto statistics = mlir::dyn_cast<kvplan::StatisticsOp>(user);
           statistics && statistics.getBuffer() != buffer)
-        why = statistics.getFactors() == buffer ? "what turns a tile's exponents into weights"
-                                                : "a finished reduction";
+        why = statistics.getFactors() == buffer      ? "what turns a tile's exponents into weights"
+              : statistics.getReferences() == buffer ? "what a tile's exponents are made again from"
+                                                     : "a finished reduction";
       if (mlir::isa<kvplan::AccumulateOp, kvplan::MergeOp>(user))
         why = "a finished reduction";
       if (auto pack = mlir::dyn_cast<kvplan::PackFormOp>(user); pack && pack.getBuffer() == buffer)
@@ -496,12 +488,16 @@ private:
     for (auto &[name, bytes] : others)
       out.floorReads += bytes;
     out.floorWrites = keptBytes(true) + keptBytes(false);
+    out.floorFlops = flopsOf(program, costs);
   }
 
   kvplan::PipelineOp pipeline;
+  kvp::PressOp program;
   PlanCosts costs;
   Explanation out;
   std::set<std::string> inputsUsed;
+  std::map<mlir::Operation *, int64_t> ofTasks;  // tasks -> bytes that one of them holds
+  std::map<mlir::Operation *, int64_t> ofPasses; // pass -> bytes that a thread holds of a tile
   // The loop over blocks of queries that is read: queries of a block, blocks, share of the entries
   // that a sweep takes.
   int64_t block = 0, blocks = 1;
@@ -541,13 +537,13 @@ int64_t Explanation::flops() const {
 int64_t Explanation::callWorkspace() const {
   int64_t bytes = 0;
   for (const HeldBuffer &buffer : buffers)
-    bytes += buffer.perCall ? buffer.bytes : 0;
+    bytes += buffer.per == HeldBuffer::Call ? buffer.bytes : 0;
   return bytes;
 }
 int64_t Explanation::taskWorkspace() const {
   int64_t bytes = 0;
   for (const HeldBuffer &buffer : buffers)
-    bytes += buffer.perCall ? 0 : buffer.bytes;
+    bytes += buffer.per == HeldBuffer::Task ? buffer.bytes : 0;
   return bytes;
 }
 double Explanation::keptShare() const {
@@ -555,7 +551,7 @@ double Explanation::keptShare() const {
   return static_cast<double>(kept.tokens) * (kept.channels + shape.channels) / all;
 }
 
-Explanation driver::explain(kvplan::PipelineOp pipeline, kvp::PressOp press,
+Explanation driver::explain(kvplan::PipelineOp pipeline, kvp::PressOp press, kvp::PressOp program,
                             const CostShape &shape) {
-  return Explainer(pipeline, press, shape).run();
+  return Explainer(pipeline, press, program, shape).run();
 }

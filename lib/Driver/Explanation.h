@@ -31,7 +31,11 @@ struct Step {
 
 struct HeldBuffer {
   std::string name, type, why;
-  bool perCall; ///< room for all rows and heads, else for each task in flight
+  enum {
+    Call,
+    Task,
+    Thread
+  } per; ///< room for all rows and heads, each task in flight, each thread
   int64_t bytes;
 };
 
@@ -45,6 +49,10 @@ struct Explanation {
   std::vector<std::string> dataCounts; ///< places where counts depend on data
   StateSize kept{};
   int64_t floorReads = 0, floorWrites = 0; ///< every input and output once
+  int64_t floorFlops = 0;                  ///< every value of the program once
+  int64_t threadWorkspace = 0;             ///< bytes of tiles, in the pass that holds most
+  int64_t widestTask = 0; ///< bytes that a task holds for itself, in the tasks that hold most
+  std::string choice;     ///< of several plans, why this one
 
   int64_t passes() const;
   int64_t reads() const;
@@ -56,7 +64,9 @@ struct Explanation {
   double keptShare() const;
 };
 
-Explanation explain(kvplan::PipelineOp pipeline, kvp::PressOp press, const CostShape &shape);
+/// `program`: the press in the form that the plan is made of.
+Explanation explain(kvplan::PipelineOp pipeline, kvp::PressOp press, kvp::PressOp program,
+                    const CostShape &shape);
 
 void print(const Explanation &explanation, llvm::raw_ostream &os);
 llvm::json::Value toJson(const Explanation &explanation);

@@ -25,6 +25,12 @@ static std::string list(const std::vector<Traffic> &traffic) {
       ", ");
 }
 
+static llvm::StringRef perOf(const HeldBuffer &buffer) {
+  return buffer.per == HeldBuffer::Call   ? "a call"
+         : buffer.per == HeldBuffer::Task ? "a task in flight"
+                                          : "a thread";
+}
+
 static void printStep(const Step &step, llvm::raw_ostream &os) {
   os << "  " << step.kind;
   if (!step.over.empty())
@@ -52,15 +58,21 @@ void driver::print(const Explanation &e, llvm::raw_ostream &os) {
   if (!e.buffers.empty())
     os << "  held between steps\n";
   for (const HeldBuffer &buffer : e.buffers)
-    os << "      " << buffer.name << " " << buffer.type << ", " << bytes(buffer.bytes)
-       << (buffer.perCall ? " a call: " : " a task in flight: ") << buffer.why << "\n";
+    os << "      " << buffer.name << " " << buffer.type << ", " << bytes(buffer.bytes) << " "
+       << perOf(buffer) << ": " << buffer.why << "\n";
   os << llvm::formatv("  in all {0} pass{1}; {2} read, {3} written, {4:f2} Gflop\n", e.passes(),
                       e.passes() == 1 ? "" : "es", bytes(e.reads()), bytes(e.writes()),
                       e.flops() / 1e9);
   os << "  floor " << bytes(e.floorReads) << " read, " << bytes(e.floorWrites)
-     << " written: every input and output once\n";
+     << " written: every input and output once; "
+     << llvm::formatv("{0:f2} Gflop: every value of the program once\n", e.floorFlops / 1e9);
   os << "  workspace " << bytes(e.callWorkspace()) << " a call and " << bytes(e.taskWorkspace())
-     << " a task in flight\n";
+     << " a task in flight";
+  if (e.threadWorkspace)
+    os << ", " << bytes(e.threadWorkspace) << " a thread";
+  os << "\n";
+  if (!e.choice.empty())
+    os << "  " << e.choice << "\n";
   os << llvm::formatv("  keeps {0} of {1} tokens and {2} of {3} key channels: {4:p1} of the "
                       "cache's bytes\n",
                       e.kept.tokens, s.tokens, e.kept.channels, s.channels, e.keptShare());
@@ -93,7 +105,7 @@ json::Value driver::toJson(const Explanation &e) {
     buffers.push_back(json::Object{{"name", buffer.name},
                                    {"type", buffer.type},
                                    {"why", buffer.why},
-                                   {"per", buffer.perCall ? "call" : "task"},
+                                   {"per", perOf(buffer).split(' ').second.split(' ').first},
                                    {"bytes", buffer.bytes}});
   return json::Object{
       {"press", e.press},
@@ -111,8 +123,11 @@ json::Value driver::toJson(const Explanation &e) {
       {"flops", e.flops()},
       {"floor_bytes_read", e.floorReads},
       {"floor_bytes_written", e.floorWrites},
+      {"floor_flops", e.floorFlops},
       {"workspace_call_bytes", e.callWorkspace()},
       {"workspace_task_bytes", e.taskWorkspace()},
+      {"workspace_thread_bytes", e.threadWorkspace},
+      {"choice", e.choice},
       {"kept_tokens", e.kept.tokens},
       {"kept_channels", e.kept.channels},
       {"kept_share", e.keptShare()},

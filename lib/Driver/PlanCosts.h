@@ -17,6 +17,8 @@ struct CostShape {
   int64_t batch = 1, heads = 8, groups = 4, tokens = 32768, channels = 128;
   int64_t layers = 1;
   int64_t storageBytes = 2; ///< of one element of keys and values
+
+  double keysBytes() const { return double(batch) * heads * tokens * channels * storageBytes; }
 };
 
 /// How much a cache state holds; upper bounds where counts depend on data.

@@ -977,6 +977,32 @@ def test_f16(tmp_path, monkeypatch, seed):
     check(one, [compiled([one], level) for level in ("O0", "O2")])
 
 
+# Wide values in every place: under softmax, beside orders of them, in blocks of queries, of survivors.
+WIDE = (
+    "contracted_and_ranked", "rows_of_other_heads", "softmax_beside_other_entries",
+    "wide_values_ranked_over_heads", "rows_with_an_axis_of_their_own", "parts_meet_tokens",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("one", [*range(11, COUNT, 40), *WIDE], ids=str)
+def test_workspace(tmp_path, monkeypatch, one):
+    """Whatever may be held of wide values, or has to be made again, no bit differs."""
+    monkeypatch.setenv("KVPC_CACHE", str(tmp_path))
+    one = corner(one) if isinstance(one, str) else program(one)
+    results = []
+    for workspace in (None, 0, 0.2):
+        options = {} if workspace is None else {"workspace": workspace}
+        press = press_of(one, kvpc.compile(one.source, press=[one.name], **options, **QUICK))
+        call = call_for(press)
+        scores = press.scores(**call) if press.info.score_axes is not None else ()
+        results.append((press.compress(**call), scores))
+    for out, scores in results[1:]:
+        plain, wanted = results[0]
+        assert all(same_bits(a, b) for a, b in zip(scores, wanted))
+        for part in ("tokens", "channels", "lengths", "keys", "values"):
+            assert same_bits(getattr(out, part), getattr(plain, part)), part
+
+
 def test_generator():
     """The same seed is the same program; together they use what the language has."""
     text = "\n".join(program(seed).source for seed in range(COUNT))

@@ -212,6 +212,11 @@ void kvpc_prim_softmax_merge(float *m, float *z, const float *m2, const float *z
 void kvpc_prim_softmax_weights(float *x, int64_t tokens, int64_t row_stride, int64_t rows,
                                const float *m, const float *z);
 
+/// The exponents that softmax_tile_store left in `x`, of logits that stand there again, from the
+/// reference that it gave.
+void kvpc_prim_softmax_exponents(float *x, int64_t tokens, int64_t row_stride, int64_t rows,
+                                 const float *reference);
+
 /// Factors of a stored tile: w = exp(reference - m) * (1 / z), 0 where reference is -inf or z is 0.
 void kvpc_prim_softmax_factors(const float *reference, const float *m, const float *z, int64_t rows,
                                float *w);

@@ -100,6 +100,20 @@ void kvpc_prim_softmax_tile_store(float *x, int64_t tokens, int64_t row_stride, 
   tile<true>(x, tokens, row_stride, rows, m, z, reference);
 }
 
+void kvpc_prim_softmax_exponents(float *x, int64_t tokens, int64_t row_stride, int64_t rows,
+                                 const float *reference) {
+  overRows(rows, [=]<int vectors>(auto columns, int64_t r) __attribute__((always_inline)) {
+    Lanes zero[vectors];
+    for (int v = 0; v < vectors; ++v)
+      zero[v] = safe(columns.get(reference + r, v));
+    for (int64_t t = 0; t < tokens; ++t)
+      for (int v = 0; v < vectors; ++v) {
+        Lanes logit = columns.get(x + t * row_stride + r, v), e = exp(logit - zero[v]);
+        columns.put(x + t * row_stride + r, v, logit == -kInfinity ? Lanes(-0.0f) : e);
+      }
+  });
+}
+
 void kvpc_prim_softmax_merge(float *m, float *z, const float *m2, const float *z2, int64_t rows) {
   overRows(rows, [=]<int vectors>(auto columns, int64_t r) __attribute__((always_inline)) {
     for (int v = 0; v < vectors; ++v) {
