@@ -269,7 +269,7 @@ std::string Kernel::emitChoice(StringRef name, StringRef held, StringRef tight) 
   memo.clear();
   memo.emplace_back();
   std::string own = prefix + ".choice." + name.str();
-  auto f = entry(e, own);
+  auto f = function = entry(e, own);
   Row row = begin(e, f, slots);
   row.planning = true;
   Value fits = e.constantBool(true);
@@ -287,7 +287,7 @@ std::string Kernel::emitChoice(StringRef name, StringRef held, StringRef tight) 
 void Kernel::emitPlan() {
   memo.clear();
   memo.emplace_back();
-  auto f = entry(e, planName());
+  auto f = function = entry(e, planName());
   Row row = begin(e, f, slots);
   auto compact = cast<kvplan::CompactOp>(pipeline.getBody().front().back());
   Value cache = compact.getCache();
@@ -348,7 +348,7 @@ void Kernel::writeError(const Row &row, StringRef message) {
 void Kernel::emitRun() {
   memo.clear();
   memo.emplace_back();
-  auto f = entry(e, runName());
+  auto f = function = entry(e, runName());
   Row row = begin(e, f, slots);
   layout(row, fieldPtr(row, offsetof(kvpc_call, workspace)),
          fieldPtr(row, offsetof(kvpc_call, state)));

@@ -118,6 +118,7 @@ Value Kernel::compute(const Row &row, Value v, const Indices &at) {
         Indices there = at;
         if (!part.lanes && !slot.vector) {
           token = slot;
+          token.aligned = false;
           token.base = e.add(e.add(from, e.mul(part.base, size)), slot.base);
           if (!slot.lanes && !o.getWhole())
             token.base = e.max(e.min(token.base, last), e.constant(0));
@@ -420,6 +421,7 @@ Value Kernel::pool(const Row &row, Operation *op, const Indices &at) {
   // The operand `distance` entries away; `outside` where there is none.
   auto neighbour = [&](Value distance, Value outside) {
     Index index = center;
+    index.aligned = false;
     Value position = indexValue(center);
     bool vectors = e.isVector(position) || e.isVector(n);
     auto like = [&](Value x) { return vectors ? e.spread(x) : x; };
@@ -540,6 +542,13 @@ Value Kernel::uniform(const Row &row, kvp::UniformOp op, const Indices &at) {
   };
   if (!e.isVector(head) && !e.isVector(position) && !e.isVector(extra))
     return one({});
+  if (e.isVector(position) && !e.isVector(head) && !e.isVector(extra)) {
+    Value positions = onStack(8 * e.lanes()), numbers = onStack(8 * e.lanes());
+    e.storeVector(Storage::I64, position, positions, {});
+    e.call("kvpc_prim_uniform_row",
+           {seed, layer, head, positions, e.constant(0), extra, e.constant(e.lanes()), numbers});
+    return e.loadVector(Storage::F32, numbers, {});
+  }
   return eachLane(e, one);
 }
 
@@ -801,10 +810,14 @@ Value Kernel::load(const Row &row, Value buffer, const Indices &at) {
     for (auto &&[term, axis] :
          llvm::zip(terms, cast<kvplan::BufferType>(buffer.getType()).getTensor().getAxes()))
       if (kvplan::isEntryAxis(buffer.getDefiningOp<kvplan::BufferOp>(), axis)) {
-        Value tile = indexValue(term.first);
-        tile = e.isVector(tile) ? arith::DivSIOp::create(e, tile, e.spread(e.constant(*every)))
-                                : e.div(tile, e.constant(*every));
-        term.first = e.isVector(tile) ? scattered(tile) : Index{tile, {}, false};
+        Value tile = term.first.aligned ? term.first.base : indexValue(term.first);
+        if (!e.isVector(tile)) {
+          term.first = Index{e.div(tile, e.constant(*every)), {}, false};
+          continue;
+        }
+        assert(llvm::isPowerOf2_64(*every) && "tiles are");
+        Value shift = e.spread(e.constant(llvm::Log2_64(*every)));
+        term.first = scattered(arith::ShRUIOp::create(e, tile, shift));
       }
   return loadFrom(storageOf(buffer), bufferBase(row, buffer), terms, at.mask);
 }

@@ -34,6 +34,8 @@ struct Index {
   mlir::Value base;   // i64: the index, or that of lane 0
   mlir::Value vector; // i64 lanes, where they are not base, base + 1, ...
   bool lanes = false; // whether the axis runs over lanes
+  /// Lanes whose first index is a multiple of their number, so that they lie in one tile.
+  bool aligned = false;
 };
 
 /// The element being evaluated: an index per axis; `mask` says which lanes exist (null: all).
@@ -101,8 +103,9 @@ private:
   llvm::MapVector<mlir::Operation *, unsigned> flights; // tasks -> slot of tasks in flight
   unsigned chunkSlot = 0, chunkSizeSlot = 0, segmentsSlot = 0, scratchSlot = 0, scratchStride = 0;
   unsigned blockSlot = 0;
-  bool alone = false;    // one thread takes all steps of a task
-  kvplan::RowsOp rowsOp; // the loop over blocks of queries whose steps are emitted
+  mlir::func::FuncOp function; // that is being built
+  bool alone = false;          // one thread takes all steps of a task
+  kvplan::RowsOp rowsOp;       // the loop over blocks of queries whose steps are emitted
 
   // Host.cpp: the call, host scalars, extents.
   mlir::Value field(const Row &row, int64_t offset) { return e.loadI64(row.call, offset); }

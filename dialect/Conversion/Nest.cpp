@@ -98,8 +98,9 @@ Value Kernel::axisStride(const Row &row, Value buffer, unsigned i) {
     if (kvplan::isEntryAxis(op, axes[j]))
       return e.mul(stride, e.mul(bufferExtent(row, buffer, axes[j].getName(), true),
                                  axisStride(row, buffer, j)));
-    stride = e.mul(stride, bufferExtent(row, buffer, axes[j].getName(), /*upper=*/entry));
     rows |= axes[j].getName() != "slot";
+    if (!axes[j].isStatic() || axes[j].getExtent() != 1)
+      stride = e.mul(stride, bufferExtent(row, buffer, axes[j].getName(), /*upper=*/entry));
   }
   if (!entry || !rows)
     return stride;
@@ -184,10 +185,7 @@ Indices Kernel::headIndex(const Row &row) {
 /// Memory of the function that is being built.
 Value Kernel::onStack(int64_t bytes) {
   OpBuilder::InsertionGuard guard(e);
-  auto f = e.getInsertionBlock()->getParentOp()->getParentOfType<func::FuncOp>();
-  if (!f)
-    f = cast<func::FuncOp>(e.getInsertionBlock()->getParentOp());
-  e.setInsertionPointToStart(&f.getBody().front());
+  e.setInsertionPointToStart(&function.getBody().front());
   return LLVM::AllocaOp::create(e, e.ptr(), e.i64(), e.constant(bytes / 8), /*alignment=*/64);
 }
 
@@ -206,11 +204,13 @@ void Kernel::forEach(ArrayRef<Range> ranges, StringRef lane, const Indices &at,
       return body(here);
     const Range &r = *llvm::find_if(ranges, [&](const Range &x) { return x.axis == lane; });
     Value rest = e.rem(e.sub(r.to, r.from), e.constant(e.lanes())), main = e.sub(r.to, rest);
-    e.loop(r.from, main, e.lanes(), [&](Value i) { body(here.with(lane, Index{i, {}, true})); });
+    // All ranges begin at 0, a tile or a block.
+    e.loop(r.from, main, e.lanes(),
+           [&](Value i) { body(here.with(lane, Index{i, {}, true, /*aligned=*/true})); });
     if (r.extent && *r.extent % e.lanes() == 0)
       return;
     e.when(e.less(e.constant(0), rest), [&] {
-      Indices tail = here.with(lane, Index{main, {}, true});
+      Indices tail = here.with(lane, Index{main, {}, true, /*aligned=*/true});
       tail.mask = e.lanesBelow(rest);
       body(tail);
     });
@@ -271,8 +271,11 @@ void Kernel::fill(const Row &row, kvplan::StoreOp op, StringRef over, Value from
   SmallVector<Range> ranges = bufferRanges(row, buffer, over, from, to);
   SmallVector<StringRef> names =
       llvm::map_to_vector(ranges, [](const Range &r) -> StringRef { return r.axis; });
+  // Vectors are written whole, so lanes run along the buffer's last axis or not at all; one of a
+  // single element is none.
+  while (names.size() > 1 && ranges[names.size() - 1].extent == 1)
+    names.pop_back();
   StringRef lane = laneAxis(op.getValue(), names);
-  // Vectors are written whole, so lanes run along the buffer's last axis or not at all.
   if (!names.empty() && lane != names.back())
     lane = "";
   forEach(ranges, lane, headIndex(row), [&](const Indices &at) {

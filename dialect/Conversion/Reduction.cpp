@@ -96,6 +96,13 @@ struct Contiguous {
 };
 } // namespace
 
+/// Rows so few that they fill no vector: entries run on lanes instead.
+static bool isShort(Value v, StringRef name) {
+  kvp::AxisAttr axis = cast<kvp::NamedTensorType>(v.getType()).getAxis(name);
+  return axis && !kvp::isEntryAxis(axis) &&
+         (name.rtrim('\'') == "group" || (axis.isStatic() && axis.getExtent() < 8));
+}
+
 static Contiguous contiguousAxes(Value v, llvm::DenseMap<Value, Contiguous> &seen) {
   if (auto it = seen.find(v); it != seen.end())
     return it->second;
@@ -108,7 +115,9 @@ static Contiguous contiguousAxes(Value v, llvm::DenseMap<Value, Contiguous> &see
   };
   auto reduced = [&](ArrayRef<StringRef> over) {
     operands();
-    bool inside = llvm::any_of(over, [&](StringRef a) { return llvm::is_contained(out.axes, a); });
+    bool inside = llvm::any_of(over, [&](StringRef a) {
+      return llvm::is_contained(out.axes, a) && !isShort(op->getOperand(0), a);
+    });
     // Slots end where their part does, so a part is one scalar index when they are reduced.
     if (inside || llvm::any_of(over, [](StringRef a) { return a.rtrim('\'') == "slot"; }))
       out.blocked = true;
@@ -162,8 +171,9 @@ StringRef Kernel::laneAxis(Value v, ArrayRef<StringRef> axes) {
   if (found.blocked || axes.empty())
     return "";
   for (StringRef axis : llvm::reverse(axes))
-    if (llvm::is_contained(found.axes, axis) && axis != "head")
+    if (llvm::is_contained(found.axes, axis) && axis != "head" && !isShort(v, axis))
       return axis;
+  llvm::erase_if(found.axes, [&](StringRef axis) { return isShort(v, axis); });
   if (!found.axes.empty() || axes.back() == "head")
     return "";
   return axes.back();

@@ -17,6 +17,7 @@ std::string Kernel::body(function_ref<void(const Row &, Value)> item) {
   e.setInsertionPointToEnd(e.getModule().getBody());
   auto f = func::FuncOp::create(e, name, e.getFunctionType({e.ptr(), e.i64(), e.i64()}, {}));
   f.setPrivate();
+  auto around = std::exchange(function, f);
   e.setInsertionPointToStart(f.addEntryBlock());
   Row row;
   row.frame = f.getArgument(0);
@@ -29,6 +30,7 @@ std::string Kernel::body(function_ref<void(const Row &, Value)> item) {
   launcher.setPrivate();
   launcher->setAttr("kvpc.body", FlatSymbolRefAttr::get(e.getContext(), name));
   std::swap(memo, outer);
+  function = around;
   return name;
 }
 

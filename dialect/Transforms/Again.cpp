@@ -1,5 +1,4 @@
-//===- Again.cpp - wide values that every pass makes once more
-//------------------------------------===//
+//===- Again.cpp - wide values that every pass makes once more --------------------------------===//
 //
 // A wide value, more than a number for an entry, is as large as the keys or larger. Instead of
 // being held between passes it can be made again, a tile at a time, by each pass that reads it.
@@ -19,16 +18,16 @@ static bool isTileWise(const Root &root) {
          !root.leavesRows && root.key.kind == Step::Pass && isWide(tensorOf(root.value));
 }
 
-/// Chooses what is made again: what is wide, and read by passes over its own entries alone.
-void Program::chooseAgain() {
-  if (!recompute || stored)
+/// Finds what may be made again: what is wide, and read by passes over its own entries alone.
+void Program::findTileWise() {
+  if (stored)
     return;
   for (Root &root : roots)
-    root.again = isTileWise(root);
+    root.tileWise = isTileWise(root);
   auto finish = cast<kvp::ReturnOp>(press.getBody().front().back());
   for (Value v : {finish.getScore(), finish.getProtect()})
     if (v)
-      roots[rootOf[v]].again = false;
+      roots[rootOf[v]].tileWise = false;
   for (Root &root : roots) {
     llvm::DenseSet<Value> seen[2];
     std::function<void(Value, bool)> visit = [&](Value v, bool aligned) {
@@ -36,7 +35,7 @@ void Program::chooseAgain() {
         return;
       if (auto it = rootOf.find(v); it != rootOf.end() && v != root.value) {
         Root &leaf = roots[it->second];
-        leaf.again &= aligned && leaf.key == root.key;
+        leaf.tileWise &= aligned && leaf.key == root.key;
         if (leaf.kind == Root::Statistics)
           visit(v.getDefiningOp()->getOperand(0), aligned);
         return;
@@ -50,9 +49,11 @@ void Program::chooseAgain() {
     for (Value operand : root.operands())
       visit(operand, !memory);
   }
-  for (Root &root : roots)
+  for (Root &root : roots) {
+    root.again = recompute && root.tileWise;
     if (root.inPlace)
       root.inPlace = root.again == roots[rootOf[root.value.getDefiningOp()->getOperand(1)]].again;
+  }
 }
 
 bool Program::makesAgain() const {
@@ -61,7 +62,7 @@ bool Program::makesAgain() const {
 
 /// Makes what a root reads and no buffer holds, in the pass at work, where that is not done yet.
 void Program::bringReads(ImplicitLocOpBuilder &b, const Root &root, IRMapping &here) {
-  if (!recompute)
+  if (!makesAgain())
     return;
   llvm::DenseSet<Value> seen;
   std::function<void(Value)> visit;

@@ -92,7 +92,7 @@ std::pair<unsigned, unsigned> Program::earliest(const Root &root) const {
           after(other);
         return;
       }
-      bool together = !stored && !apart && leaf.key == root.key &&
+      bool together = !stored && !(without & kWithoutFusion) && !apart && leaf.key == root.key &&
                       (leaf.key.kind == Step::Small || (aligned && leaf.makesEntries()));
       if (isInside(leaf))
         inner = std::max(inner, leaf.inner + (together ? 0 : 1));
@@ -129,6 +129,14 @@ void Program::waitForConsumers(Root &root) {
 }
 
 void Program::schedule() {
+  chooseSteps();
+  if (recompute || stored || (without & kWithoutWeighing) || !weighAgain())
+    return;
+  forgetSchedule();
+  chooseSteps();
+}
+
+void Program::chooseSteps() {
   unsigned next = 0;
   for (auto [i, root] : llvm::enumerate(roots)) {
     // A loop over blocks of queries is one step: the least for all that is in it.
@@ -228,7 +236,7 @@ struct Cut : kvpc::impl::KvplanCutBase<Cut> {
       auto plan = cut(press, both ? Recompute::Never : recompute);
       if (failed(plan))
         return signalPassFailure();
-      if (both) {
+      if (both && holdsWide(*plan)) {
         OpBuilder(press).insert(copy.get());
         kvp::PressOp again = copy.release();
         again.setSymName((press.getSymName() + ".tight").str());
@@ -243,11 +251,21 @@ struct Cut : kvpc::impl::KvplanCutBase<Cut> {
     }
   }
 
+  /// Whether tasks hold wide values, beside what is packed and a number for each tile.
+  static bool holdsWide(kvplan::PipelineOp plan) {
+    return llvm::any_of(plan.getOps<kvplan::BufferOp>(), [](kvplan::BufferOp buffer) {
+      bool ofTask =
+          buffer.getScope() == kvplan::Scope::Task || buffer.getScope() == kvplan::Scope::Rows;
+      return ofTask && !buffer.getEvery() && isWide(buffer.getType().getTensor());
+    });
+  }
+
   /// A plan; null where one without anything made again is the same.
   FailureOr<kvplan::PipelineOp> cut(kvp::PressOp press, Recompute when) {
     PlanOptions options;
     options.optimization = stored ? 0 : 2;
     options.recompute = when;
+    options.without = without;
     Program program(press, options);
     if (failed(program.hold()))
       return failure();

@@ -80,6 +80,7 @@ struct Root {
   bool ownOfHeads = false; // no axis `head`, and yet each head has its own
   bool leavesRows = false; // of all queries, and filled block by block
   bool inPlace = false;    // shares the buffer of the contraction it masks
+  bool tileWise = false;   // wide, and read by passes over its own entries alone
   bool again = false;      // made once more by each pass that reads it, tile by tile
   std::string last;        // innermost axis: rows of whole-row operations; empty: any
   // Contract, form and fold: the operands, the factor of the sum. Pack: what is packed, and for
@@ -112,10 +113,10 @@ class Program {
 public:
   Program(kvp::PressOp press, const PlanOptions &options)
       : press(press), stored(options.optimization == 0),
-        recompute(options.recompute == Recompute::Always) {}
+        recompute(options.recompute == Recompute::Always), without(options.without) {}
 
-  mlir::LogicalResult hold();                 // Hold.cpp, Again.cpp
-  void schedule();                            // Cut.cpp
+  mlir::LogicalResult hold();                 // Hold.cpp, Cost.cpp, Again.cpp
+  void schedule();                            // Cut.cpp, Cost.cpp
   mlir::FailureOr<kvplan::PipelineOp> emit(); // EmitPlan.cpp
   /// Whether anything is made again by each pass that reads it.
   bool makesAgain() const;
@@ -123,6 +124,7 @@ public:
 private:
   kvp::PressOp press;
   bool stored, recompute;
+  unsigned without; // optimisations that are left out
   std::vector<Root> roots;
   llvm::DenseMap<mlir::Value, unsigned> rootOf;
   llvm::DenseMap<mlir::Value, unsigned> statisticsOf; // softmax -> root
@@ -155,13 +157,26 @@ private:
   bool holdFold(kvp::ReduceOp op);
   unsigned holdRows(mlir::Value rows, unsigned loop, llvm::StringRef along = "");
 
+  // Cost.cpp
+  llvm::DenseSet<mlir::Value> shared; // worth a tile, as several loops take them
+  llvm::DenseMap<mlir::Value, double> flops;
+  void chooseShared();
+  /// Of one element, computed where it is used; of what it is made of. Held values are read.
+  double flopsAt(mlir::Value v);
+  double flopsToMake(mlir::Value v);
+  llvm::SmallDenseSet<mlir::Value, 2> streamsOf(llvm::ArrayRef<mlir::Value> values) const;
+  /// Marks scheduled values that cost less to make again than to hold; whether there are any.
+  bool weighAgain();
+  void forgetSchedule();
+
   // Again.cpp
-  void chooseAgain();
+  void findTileWise();
   llvm::DenseSet<unsigned> passTiles;     // roots that the pass at work has made again
   llvm::DenseSet<unsigned> passExponents; // statistics whose exponents it has made again
   void bringReads(mlir::ImplicitLocOpBuilder &b, const Root &root, mlir::IRMapping &here);
 
   // Cut.cpp
+  void chooseSteps();
   unsigned stepOfCache(mlir::Value cache) const;
   std::pair<unsigned, unsigned> earliest(const Root &root) const;
   /// Whether a root's tasks read what the tasks of other heads hold: all of those are over by then.

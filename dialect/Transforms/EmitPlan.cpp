@@ -521,7 +521,7 @@ FailureOr<kvplan::PipelineOp> Program::emit() {
     bool packed = llvm::any_of(
         users, [](Operation *user) { return isa<kvplan::PackOp, kvplan::PackFormOp>(user); });
     auto first = users.empty() ? kvplan::TasksOp() : in(*users.begin());
-    if (isOfOnePass(buffer) && isWide(buffer.getType().getTensor()))
+    if (!(without & kWithoutTiles) && isOfOnePass(buffer) && isWide(buffer.getType().getTensor()))
       buffer.setScope(kvplan::Scope::Tile);
     else if (first && buffer.getScope() == kvplan::Scope::Call &&
              (packed || isWide(buffer.getType().getTensor())) &&

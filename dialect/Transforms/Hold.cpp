@@ -149,7 +149,7 @@ static bool crossesHeads(Operation &op) {
 bool Program::mustHold(Value v) {
   NamedTensorType type = tensorOf(v);
   bool heavy = expensive(v) && (stored || !isUnbounded(type));
-  if (leavesRows.contains(v))
+  if (leavesRows.contains(v) || shared.contains(v))
     return true;
   unsigned users = 0;
   for (Operation *user : llvm::SmallPtrSet<Operation *, 4>(v.user_begin(), v.user_end())) {
@@ -306,7 +306,8 @@ unsigned Program::holdRows(Value rows, unsigned loop, StringRef along) {
 /// lanes.
 bool Program::holdContraction(kvp::DotOp op) {
   auto [stream, rows] = operandsOf(op);
-  if (!stream || isThinned(stream) || isUnbounded(tensorOf(op.getResult())))
+  if (!stream || isThinned(stream) || isUnbounded(tensorOf(op.getResult())) ||
+      (without & kWithoutMicrokernel))
     return false;
   AxisAttr query = tensorOf(rows).getAxis("query");
   bool several = tensorOf(rows).hasAxis("group") || query;
@@ -440,7 +441,7 @@ LogicalResult Program::holdOp(Operation &op) {
     // A buffer that nobody else reads keeps the exponents, so that none is taken twice.
     Value x = softmax.getInput();
     if (auto it = rootOf.find(x); it != rootOf.end() && x.hasOneUse() && !stored)
-      root.keepsExponents = roots[it->second].makesEntries();
+      root.keepsExponents = roots[it->second].makesEntries() && !(without & kWithoutExponents);
     unsigned statistics = add(root);
     statisticsOf[v] = statistics;
     // Weights are computed again where they are used, except by what reads memory.
@@ -532,6 +533,8 @@ LogicalResult Program::hold() {
   if (failed(separateRows()))
     return failure();
   separateOrders();
+  if (!(without & kWithoutWeighing))
+    chooseShared();
   for (Operation &op : press.getBody().front()) {
     if (!rowLoops.empty() && isOnlyAsked(&op))
       continue;
@@ -560,6 +563,6 @@ LogicalResult Program::hold() {
     if (failed(holdOp(op)))
       return failure();
   }
-  chooseAgain();
+  findTileWise();
   return success();
 }

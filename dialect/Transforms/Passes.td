@@ -62,7 +62,9 @@ def KvplanCut : Pass<"kvplan-cut", "::mlir::ModuleOp"> {
                           clEnumValN(Recompute::Never, "never", "hold them"),
                           clEnumValN(Recompute::Over, "over",
                                      "a second plan, for where they do not fit the workspace"),
-                          clEnumValN(Recompute::Always, "always", "hold none that need not be"))}]>];
+                          clEnumValN(Recompute::Always, "always", "hold none that need not be"))}]>,
+                 Option<"without", "without", "unsigned", "0",
+                        "optimisations to leave out, a sum of `Without`">];
 }
 
 #endif

@@ -11,7 +11,8 @@ void kvpc::buildProgramPipeline(OpPassManager &pm, const PlanOptions &options) {
   pm.nest<kvp::PressOp>().addPass(createKvpPrimitives());
   if (options.optimization > 0) {
     pm.addPass(createCSEPass()); // what is the same value is one
-    pm.nest<kvp::PressOp>().addPass(createKvpAlgebra());
+    if (!(options.without & kWithoutAlgebra))
+      pm.nest<kvp::PressOp>().addPass(createKvpAlgebra());
   }
   pm.addPass(createCanonicalizerPass());
   pm.addPass(createCSEPass());
@@ -22,5 +23,6 @@ void kvpc::buildPlanPipeline(OpPassManager &pm, const PlanOptions &options) {
   KvplanCutOptions cut;
   cut.stored = options.optimization == 0;
   cut.recompute = options.recompute;
+  cut.without = options.without;
   pm.addPass(createKvplanCut(cut));
 }

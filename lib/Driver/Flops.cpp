@@ -1,37 +1,13 @@
-//===- Flops.cpp - operations counted in what a machine's peak counts
-//-----------------------------===//
+//===- Flops.cpp - operations counted in what a machine's peak counts -------------------------===//
 #include "lib/Driver/Flops.h"
+
+#include "dialect/Transforms/Cost.h"
 
 #include "llvm/ADT/DenseSet.h"
 #include "llvm/ADT/TypeSwitch.h"
 
 using namespace kvpc;
 using namespace kvpc::driver;
-
-/// Of a polynomial of f32 with its reduction and reconstruction; of a division or square root.
-static constexpr int64_t kExponential = 22, kDivision = 16;
-
-int64_t driver::flopsOf(kvp::Fn fn) {
-  switch (fn) {
-  case kvp::Fn::Div:
-  case kvp::Fn::Sqrt:
-  case kvp::Fn::Rsqrt:
-    return kDivision;
-  case kvp::Fn::Mod:
-    return kDivision + 8;
-  case kvp::Fn::Exp:
-  case kvp::Fn::Log:
-    return kExponential;
-  case kvp::Fn::Tanh:
-  case kvp::Fn::Sigmoid:
-  case kvp::Fn::Gelu:
-    return kExponential + kDivision;
-  case kvp::Fn::Pow:
-    return 2 * kExponential;
-  default:
-    return 1;
-  }
-}
 
 int64_t driver::flopsOf(mlir::Operation *op, kvplan::Space space, const PlanCosts &costs) {
   auto entries = [&](mlir::Value value) {
@@ -56,16 +32,17 @@ int64_t driver::flopsOf(mlir::Operation *op, kvplan::Space space, const PlanCost
         return 2 * entries(o.getResult()) * costs.extent(o.getLhs().getType().getAxis(o.getOver()));
       })
       // Difference, exponential, sum or product.
-      .Case([&](kvplan::StatisticsOp o) { return (kExponential + 2) * entries(o.getBuffer()); })
-      .Case([&](kvplan::ExponentsOp o) { return (kExponential + 1) * entries(o.getBuffer()); })
-      .Case([&](kvplan::WeightOp o) { return (kExponential + 2) * entries(o.getResult()); })
-      .Case([&](kvp::SoftmaxOp o) { return (kExponential + 3) * entries(o.getResult()); })
+      .Case(
+          [&](kvplan::StatisticsOp o) { return (kExponentialFlops + 2) * entries(o.getBuffer()); })
+      .Case([&](kvplan::ExponentsOp o) { return (kExponentialFlops + 1) * entries(o.getBuffer()); })
+      .Case([&](kvplan::WeightOp o) { return (kExponentialFlops + 2) * entries(o.getResult()); })
+      .Case([&](kvp::SoftmaxOp o) { return (kExponentialFlops + 3) * entries(o.getResult()); })
       .Case([&](kvplan::RescaleOp o) { return entries(o.getResult()); })
       .Case<kvp::AvgPoolOp, kvp::MaxPoolOp>(
           [&](auto o) { return static_cast<int64_t>(o.getSize()) * entries(o.getResult()); })
       .Case([&](kvp::ReduceOp o) { return entries(o.getInput()); })
       .Case([&](kvplan::AccumulateOp o) { return entries(o.getValue()); })
-      .Case([&](kvp::MapOp o) { return flopsOf(o.getFn()) * entries(o.getResult()); })
+      .Case([&](kvp::MapOp o) { return kvpc::flopsOf(o.getFn()) * entries(o.getResult()); })
       .Default([](mlir::Operation *) { return 0; });
 }
 

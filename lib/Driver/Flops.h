@@ -1,10 +1,6 @@
-//===- Flops.h - operations counted in what a machine's peak counts
-//-----------------------------===//
+//===- Flops.h - operations counted in what a machine's peak counts ---------------------------===//
 //
-// One multiply-add is two flops, as in the peak that a machine is measured by. An addition, product
-// or comparison is one: they often come in pairs. Dear functions count what good vector code takes
-// for them in slots of multiply-adds, so that a floor of bytes and flops is one that could be
-// reached.
+// As Cost.h counts, so that a floor of bytes and flops is one that could be reached.
 //
 //===------------------------------------------------------------------------------------------===//
 #ifndef KVPC_DRIVER_FLOPS_H
@@ -13,9 +9,6 @@
 #include "lib/Driver/PlanCosts.h"
 
 namespace kvpc::driver {
-
-/// Of one element.
-int64_t flopsOf(kvp::Fn fn);
 
 /// Of an operation of kvp or kvplan, by all tasks of `space` together.
 int64_t flopsOf(mlir::Operation *op, kvplan::Space space, const PlanCosts &costs);
