@@ -133,17 +133,30 @@ bool Program::weighAgain() {
       continue;
     std::map<decltype(placeOf(root)), SmallVector<Value>> passes;
     for (unsigned consumer : root.consumers)
-      llvm::append_range(passes[placeOf(roots[consumer])], roots[consumer].reads());
+      if (roots[consumer].key.kind == Step::Pass) // others ask for extents
+        passes[placeOf(roots[consumer])];
+    for (const Root &other : roots)
+      if (auto pass = passes.find(placeOf(other)); pass != passes.end() && &other != &root)
+        llvm::append_range(pass->second, other.reads());
     if (passes.empty() || (passes.size() == 1 && passes.begin()->first == placeOf(root)))
       continue; // nothing leaves its pass
-    double made = flopsToMake(root.value), n = double(passes.size());
-    double stored = made + 4 * (kWriteFlops + n * kReadFlops);
-    double again = n * (made + 2 * kTileFlops);
-    for (auto &[place, values] : passes) {
-      auto there = streamsOf(values);
-      for (Value stream : streamsOf({root.value}))
+    // Where the streams are read anyway they cost nothing more; what its own pass reads, the cache
+    // has.
+    double made = flopsToMake(root.value), stored = 4 * kWriteFlops, again = 0;
+    auto streams = streamsOf({root.value});
+    auto toMake = [&](ArrayRef<Value> others) {
+      auto there = streamsOf(others);
+      double sum = made;
+      for (Value stream : streams)
         if (!there.contains(stream))
-          again += 4 * kReadFlops;
+          sum += 4 * kReadFlops;
+      return sum;
+    };
+    if (!passes.contains(placeOf(root)))
+      stored += toMake({}); // with others of its pass, perhaps
+    for (auto &[place, values] : passes) {
+      again += toMake(values) + 2 * kTileFlops;
+      stored += place == placeOf(root) ? toMake(values) : 4 * kReadFlops;
     }
     if (again < stored)
       any = root.again = true;
@@ -183,6 +196,8 @@ void Program::chooseShared() {
     Value v = op.getResult(0);
     auto &own = loops[v];
     for (Operation *user : v.getUsers()) {
+      if (isa<kvp::ExtentOp, kvp::IndexOp>(user)) // asks for extents alone
+        continue;
       auto map = dyn_cast<kvp::MapOp>(user);
       if (!map || shared.contains(map.getResult())) {
         own.insert(user);

@@ -111,6 +111,9 @@ std::string BuildOptions::str() const {
   llvm::interleave(levels, os, [&](cpu::Level level) { os << cpu::levelName(level); }, ",");
   if (!std::isinf(workspace))
     os << " --workspace=" << workspace;
+  for (auto [i, name] : llvm::enumerate(kWithoutNames))
+    if (without >> i & 1)
+      os << " --without=" << name;
   return out;
 }
 
@@ -170,6 +173,15 @@ bool driver::readBuildOptions(const llvm::opt::InputArgList &options, BuildOptio
                         "number of 0 or more"),
              false;
   }
+  if (options.hasArg(OPT_without_EQ))
+    for (const std::string &name : listOf(options, OPT_without_EQ)) {
+      auto known = llvm::find(kWithoutNames, llvm::StringRef(name));
+      if (known == std::end(kWithoutNames))
+        return usageError("there is no optimisation `" + name + "`; there are `" +
+                          llvm::join(llvm::ArrayRef(kWithoutNames), "`, `") + "`"),
+               false;
+      out.without |= 1u << (known - std::begin(kWithoutNames));
+    }
   // Each once, in the order given; levels from the lowest to the highest.
   auto once = [](auto &list) {
     for (size_t i = 0; i < list.size(); ++i)
@@ -200,6 +212,7 @@ std::vector<VariantChoice> driver::variantsOf(const BuildOptions &options) {
 static PlanOptions planOptions(const BuildOptions &options) {
   PlanOptions plan;
   plan.optimization = options.optimization;
+  plan.without = options.without;
   plan.recompute = std::isinf(options.workspace) ? Recompute::Never
                    : options.workspace == 0      ? Recompute::Always
                                                  : Recompute::Over;

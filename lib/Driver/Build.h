@@ -14,13 +14,14 @@ struct BuildOptions {
   std::vector<std::string> dtypes{"f32", "bf16"};
   std::vector<int64_t> channels{64, 128, 0};
   std::vector<cpu::Level> levels{cpu::Level::V3, cpu::Level::V4, cpu::Level::V4Bf16};
-  /// Bytes of wide buffers over bytes of the keys, at most; one task always has its own.
+  /// Bytes of wide buffers over bytes of the keys, at most; what does not fit is made again.
   double workspace = std::numeric_limits<double>::infinity();
+  unsigned without = 0; ///< optimisations that are left out, of enum Without
   /// A line that says all of the above, for digests.
   std::string str() const;
 };
 
-/// From -O, --dtype, --channels, --target, --workspace. False after reporting.
+/// From -O, --dtype, --channels, --target, --workspace, --without. False after reporting.
 bool readBuildOptions(const llvm::opt::InputArgList &options, BuildOptions &out);
 
 /// One form and machine.

@@ -39,7 +39,9 @@ def channels_EQ : CommaJoined<["--"], "channels=">, Visibility<Building>, MetaVa
 def target_EQ : CommaJoined<["--"], "target=">, Visibility<Building>, MetaVarName<"<level>,...">,
   HelpText<"Instruction sets: x86-64-v3, x86-64-v4, x86-64-v4+avx512bf16 (default: all)">;
 def workspace_EQ : Joined<["--"], "workspace=">, Visibility<Building>, MetaVarName<"<fraction>">,
-  HelpText<"Run as many heads at a time as hold wide values in this fraction of the keys' bytes, and at least one (default: two work items a thread)">;
+  HelpText<"Hold wide values in this fraction of the keys' bytes at most, and make again what does not fit; 0: hold none (default: two work items a thread)">;
+def without_EQ : CommaJoined<["--"], "without=">, Visibility<Building>, MetaVarName<"<name>,...">,
+  HelpText<"Leave out optimisations, to see what they are worth: algebra, fusion, microkernel, exponents, tiles, weighing">;
 
 // Formatting.
 def check : Flag<["--"], "check">, Visibility<[FmtOption]>,

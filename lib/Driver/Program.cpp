@@ -33,8 +33,8 @@ kvp::PressOp Program::findPress(llvm::StringRef name) {
 static int loadModule(const llvm::opt::InputArgList &options, llvm::StringRef path,
                       Program &program) {
   // What was decided when it was compiled.
-  for (OptionId id :
-       {OPT_D, OPT_I, OPT_O, OPT_dtype_EQ, OPT_channels_EQ, OPT_target_EQ, OPT_workspace_EQ})
+  for (OptionId id : {OPT_D, OPT_I, OPT_O, OPT_dtype_EQ, OPT_channels_EQ, OPT_target_EQ,
+                      OPT_workspace_EQ, OPT_without_EQ})
     if (const llvm::opt::Arg *given = options.getLastArg(id))
       return usageError(
           "`" + given->getSpelling() + given->getValue() + "` is of compiling, and `" + path +

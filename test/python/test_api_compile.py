@@ -43,7 +43,8 @@ def test_command_line(compiler, tmp_path, monkeypatch):
         "snapkv",
         defines={"window": 32, "snapkv.eps": 0.5, "on": True, "inner": "tova()", "b": kvpc.drop(0.25)},
         dtypes=(torch.float32, "bf16"), channels=(64, 0), press=("last", "thin"),
-        optimization="O0", targets="x86-64-v3", workspace=0.25, include=[tmp_path],
+        optimization="O0", targets="x86-64-v3", workspace=0.25, without=["tiles", "fusion"],
+        include=[tmp_path],
     )  # fmt: skip
     assert "last" in module.presses
     [asked] = compiler()
@@ -51,7 +52,7 @@ def test_command_line(compiler, tmp_path, monkeypatch):
     assert asked["arguments"][3:] == [
         "-Db=drop(0.25)", "-Dinner=tova()", "-Don=true", "-Dsnapkv.eps=0.5", "-Dwindow=32",
         f"-I{tmp_path}", "--dtype=f32,bf16", "--channels=64,0", "--target=x86-64-v3", "--press=last", "--press=thin",
-        "--workspace=0.25", "-O0",
+        "--workspace=0.25", "--without=tiles,fusion", "-O0",
     ]  # fmt: skip
     monkeypatch.delenv("KVPC_TARGET", raising=False)
     kvpc.compile("snapkv")
@@ -193,6 +194,7 @@ def test_arguments_of_wrong_kinds(compiler, tmp_path):
         "defines": [["a"], 3, {1: 2}, {"window": None}],
         "include": [3, (3,)],
         "workspace": ["x", True],
+        "without": [3, (3,)],
     }
     for name, values in wrong.items():
         for value in values:

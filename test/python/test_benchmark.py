@@ -94,6 +94,36 @@ for fault in {list(FAULTS.values())!r}:
     assert done.stdout.count("code 1") == len(FAULTS)
 
 
+def test_worth(tmp_path):
+    """A row whole and without each optimisation: all of them right, and timed."""
+    path = tmp_path / "worth.json"
+    few = ["--tokens=300", "--threads=1", "--repetitions=1", "--json", str(path)]
+    done = run(f"import sys, worth\nsys.exit(worth.main({['snapkv', *few]!r}))")
+    assert done.returncode == 0, done.stdout + done.stderr
+    head, _, row = [cells(line) for line in done.stdout.splitlines() if line.startswith("|")]
+    assert row[0] == "snapkv" and row[-1] == "right" and len(row) == len(head)
+    assert all(float(x) > 0 for x in row[2:-1])
+    [one] = json.loads(path.read_text())["results"]
+    assert {"whole", "algebra", "microkernel", "weighing", "held values"} < one["seconds"].keys()
+
+
+def test_generated(tmp_path):
+    """Generated scores beside their floors."""
+    path = tmp_path / "generated.json"
+    few = ["--count=3", "--first=4", "--tokens=300", "--threads=1", "--repetitions=1"]
+    done = run(
+        f"import sys\nsys.path.append({str(ROOT / 'test' / 'python')!r})\nimport generated\n"
+        f"sys.exit(generated.main({[*few, '--json', str(path)]!r}))"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(path.read_text())["results"]
+    assert [one["seed"] for one in results] == sorted({one["seed"] for one in results})
+    assert len(results) == 3 and all(one["ratio"] > 0 and not one["wrong"] for one in results)
+    assert "median" in done.stdout.splitlines()[-1]
+
+
 def test_options():
     done = benchmark("nonsense")
     assert done.returncode == 2 and "no row `nonsense`" in done.stderr
+    done = run("import worth\nworth.main(['select random'])")
+    assert done.returncode == 2 and "no row `select random`" in done.stderr

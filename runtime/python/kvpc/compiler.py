@@ -43,6 +43,7 @@ def compile(
     press=None,
     optimization="O2",
     workspace=None,
+    without=(),
     include=(),
 ):
     """The compiled Module of a program.
@@ -58,7 +59,10 @@ def compile(
                   carry one to other machines name all, or use `kvpc compile`
     press         which one (or ones) of the file to compile; None: all
     optimization  "O2", or "O0" for one pass per operation
-    workspace     cap of recomputable buffers, as a fraction of the keys' size
+    workspace     cap of wide buffers, as a fraction of the keys' bytes: what does not fit is made
+                  again by each pass that reads it, with the same bits; 0 holds none
+    without       optimisations (or one) to leave out, of "algebra", "fusion", "microkernel",
+                  "exponents", "tiles", "weighing"
     include       folders (or one) for `import`
 
     What else is left out is the compiler's default. Raises CompileError with `diagnostics`,
@@ -76,6 +80,7 @@ def compile(
         press,
         optimization,
         workspace,
+        without,
         include,
     )
     name, source, folder = _program(program)
@@ -240,7 +245,9 @@ def _channels(given):
     raise _wrong("channels", given, "a head size, or several; 0 stands for any")
 
 
-def _options(defines, dtypes, channels, targets, press, optimization, workspace, include):
+def _options(
+    defines, dtypes, channels, targets, press, optimization, workspace, without, include
+):
     if optimization not in ("O0", "O2"):
         raise ArgumentError(
             f'`optimization` is "{optimization}"; need "O0" or "O2"', "kvm-parameter"
@@ -263,6 +270,8 @@ def _options(defines, dtypes, channels, targets, press, optimization, workspace,
         if isinstance(workspace, bool) or not isinstance(workspace, int | float):
             raise _wrong("workspace", workspace, "a fraction of the keys' bytes")
         options.append(f"--workspace={workspace}")
+    if without := _list("without", without, str, "the name of an optimisation"):
+        options.append("--without=" + ",".join(without))
     return [*options, f"-{optimization}"]
 
 
