@@ -42,7 +42,7 @@ def processes(tmp_path_factory):
                 + ["-k", " ".join(CHOSEN.split())]
                 + [
                     f"test/python/test_hook{part}.py"
-                    for part in ("", "_attach", "_cache", "_pieces")
+                    for part in ("", "_attach", "_cache", "_hybrid", "_pieces")
                 ],
                 cwd=ROOT,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},

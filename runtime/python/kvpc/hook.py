@@ -1,5 +1,5 @@
-"""`with press(model):` for Hugging Face models. The file that knows transformers, with generate.py
-and refusals.py; what a press is given is in prompt.py.
+"""`with press(model):` for Hugging Face models. The files that know transformers are this one,
+layers.py, generate.py and refusals.py; what a press is given is in prompt.py.
 
 Written for 4.56, 5.2 and 5.23; what differs between them is marked where it is handled.
 
@@ -21,19 +21,18 @@ import sys
 import threading
 import weakref
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import torch
 from transformers import AttentionInterface, DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from . import library, probe
 from .attend import attend
-from .cache import Layer, Prefix
 from .errors import ArgumentError, HookError
 from .generate import Generate, refuse_from_above
+from .layers import CROP_REMOVES, KVLayer, Link, beside, lock, reading
 from .prompt import Inputs, Rows, heard
 from .refusals import (
     check_model,
@@ -43,14 +42,12 @@ from .refusals import (
     other_model,
     plain_cache,
     plain_mask,
-    shape_of,
     whole_cache,
 )
 
-UNTIL_FINISH = float("inf")
+__all__ = ["CROP_REMOVES", "UNTIL_FINISH", "HookError", "KVLayer", "attach"]
 
-# What a layer without a hook has in the place of a Link.
-UNLINKED = {"reading": False, "pending": None, "broken": False}
+UNTIL_FINISH = float("inf")
 
 # Attention implementations that we call in turn; ours are named by them.
 BASES, OURS = {"sdpa", "eager"}, "kvpc_"
@@ -61,179 +58,13 @@ REGISTERED = {
     "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
 }
 
-# DynamicLayer.crop takes a new length until 5.22, a count to remove (negative) from 5.23 on.
-CROP_REMOVES = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
-
 # What a Hook finds of its model.
-FOUND = "model", "parts", "sliding", "order", "configs", "names", "inputs"
+FOUND = "model", "parts", "sliding", "windows", "order", "configs", "names", "inputs"
 
 _hooks = (
     weakref.WeakKeyDictionary()
 )  # decoder -> Hook, while a press is attached or a compressed cache lives
-_reading = weakref.WeakSet()  # layers that may hold what was captured of a prompt in pieces
 _switched = {}  # id of a config -> the forwards under way with it: (Hook.key, thread)
-_lock = threading.RLock()
-
-
-class KVLayer(Layer, CacheLayerMixin):
-    """A cache layer as transformers wants it.
-
-    Of a prompt that comes in chunks, [row, ..., token, channel], all of them following the rows and
-    tokens of the cache:
-    window       what the press will want of it, as many of the last tokens as it wants
-    told         what calls said of all tokens, see `prompt.heard`; in the first layer alone
-    frequencies  the rotary embedding's, with which it was read
-    """
-
-    is_sliding, is_compileable, is_croppable = False, False, True
-
-    def __init__(self, link):
-        Layer.__init__(self)
-        self.link, self.is_initialized = link, False
-        self.foreign = False  # from a file or another instance: may not fit
-        self.forget()
-
-    def forget(self):
-        self.window, self.told, self.frequencies = {}, {}, None
-
-    def lazy_initialization(self, keys, values=None):  # 4.56 passes keys alone
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-
-    def update(self, keys, values, *args, **kwargs):  # cache_kwargs until 5.2, nothing in 5.23
-        if self.prefix is not None and not self.link.reading:
-            raise HookError(
-                "this cache is compressed; have: a model without the hook; need: the model that "
-                "filled it; remedy: use that model, or call this one within "
-                "`with kvpc.hook.attach(model):`",
-                "hook-cache-compressed",
-            )
-        if not self.is_initialized:
-            self.lazy_initialization(keys)
-        if self.foreign:
-            self.fits(keys, values)
-        self.append(keys, values)
-        return self.keys, self.values
-
-    def fits(self, keys, values):
-        have, need = shape_of(self.keys, self.values), shape_of(keys, values)
-        if have != need:
-            raise other_model(f"it has {have}; this model has {need}")
-        self.foreign = False
-
-    def seal(self, prefix, length):
-        super().seal(prefix, length)
-        self.forget()
-
-    def get_seq_length(
-        self, *args
-    ):  # logical: generate() slices inputs and masks and counts positions by it
-        return self.length()
-
-    def get_mask_sizes(self, query):  # the tail's; positions in 4.56 and 5.2, a length in 5.23
-        return self.tail() + (query if isinstance(query, int) else query.shape[0]), self.sealed
-
-    def get_max_cache_shape(self):
-        return -1
-
-    get_max_length = get_max_cache_shape  # its name in 5.23
-
-    def crop(self, n):
-        if CROP_REMOVES and n > 0:
-            raise ValueError("crop takes the number of tokens to remove, as a negative number")
-        length = n if n > 0 or (n == 0 and not CROP_REMOVES) else self.length() + n
-        if length < self.sealed:
-            raise HookError(
-                f"cannot crop to {length} tokens: the first {self.sealed} are compressed; remedy: "
-                "keep a copy.deepcopy of the cache from before the compression",
-                "hook-crop",
-            )
-        gone = self.length() - length
-        self.cut(length)
-        for held in (self.window, self.told):
-            for name, x in held.items() if gone > 0 else ():
-                held[name] = x[..., : max(0, x.shape[-2] - gone), :]
-
-    def batch_select_indices(self, indices):
-        if self.keys is None:
-            return
-        rows = torch.arange(self.keys.shape[0])[torch.as_tensor(indices).cpu()]
-        self.select(rows)
-        for held in (self.window, self.told):
-            for name, x in held.items():
-                held[name] = x[rows.to(x.device)]
-
-    reorder_cache = batch_select_indices
-
-    def batch_repeat_interleave(self, repeats):
-        if self.keys is not None:
-            rows = torch.arange(self.keys.shape[0]).repeat_interleave(repeats)
-            self.batch_select_indices(rows)
-
-    def reset(self):
-        self.__init__(self.link)
-
-    def __setstate__(self, state):  # of copies
-        self.__dict__.update(state)
-        with _lock:
-            _reading.add(self)
-
-
-def unlinked_layer(said, parts):
-    """A layer of a saved cache (saved.py): `attach` makes it readable."""
-    keys, values = parts["tail_keys"], parts["tail_values"]
-    if said["kind"] == "sliding":
-        layer = DynamicSlidingWindowLayer(said["window"])
-        layer.update(keys, values)
-        layer.keys, layer.values, layer.cumulative_length = keys, values, said["seen"]
-        return layer
-    layer = KVLayer(SimpleNamespace(**UNLINKED))
-    layer.lazy_initialization(keys)
-    layer.keys, layer.values = keys, values
-    if said["kind"] == "compressed":
-        tokens = parts["tokens"]
-        if tokens.dim() == 3:
-            tokens = tokens.expand(-1, said["heads"], -1)
-        layer.prefix = Prefix.of_parts(
-            parts["keys"],
-            parts["values"],
-            tokens,
-            parts.get("offsets"),
-            parts.get("channels"),
-            said["heads"],
-            said["rows"],
-        )
-        layer.sealed = said["sealed"]
-    return layer
-
-
-class Link:
-    """One per cache, shared by its layers. From where its cache is compressed (`hold`), the model
-    keeps its (idle) pair of hooks while it lives.
-
-    pending: the `Hook.session` whose press waits for the end of the prompt; reading: the hook is in
-    charge of the forward under way; broken: a forward failed amid the compression, or is amid it.
-    """
-
-    def __init__(self, hook, pending):
-        self.hook, self.pending, self.reading, self.broken = hook, pending, False, False
-        self.holds = False
-
-    def hold(self):
-        if not self.holds:
-            self.holds = True
-            self.hook.retain(1)
-            weakref.finalize(self, self.hook.release).atexit = False
-
-    def __deepcopy__(self, memo):  # prefix caching copies caches: share the model, own the flags
-        if id(self) not in memo:
-            memo[id(self)] = link = Link(self.hook, self.pending)
-            link.broken = self.broken
-            if self.holds:
-                link.hold()
-        return memo[id(self)]
-
-    def __reduce__(self):  # a saved cache must not carry the model
-        return SimpleNamespace, (), UNLINKED | {"broken": self.broken}
 
 
 class Step:  # Dynamo cannot build a SimpleNamespace
@@ -243,6 +74,7 @@ class Step:  # Dynamo cannot build a SimpleNamespace
     def __init__(self, hook, cache, link, press, rows):
         self.hook, self.cache, self.link, self.press, self.rows = hook, cache, link, press, rows
         self.embeddings = self.hidden = self.state = self.thread = None
+        self.undo = []  # (layer, its attributes) of a cache that may not fit
         self.seen = set()  # layers whose queries were captured
         self.past = cache.get_seq_length()
 
@@ -313,7 +145,9 @@ class Hook:
             if hasattr(m, "layer_idx") and hasattr(m, "scaling")
         ]
         # transformers' own opinion on every layer
-        self.sliding = DynamicCache(config=decoder.config).is_sliding
+        opinion = DynamicCache(config=decoder.config)
+        self.sliding = opinion.is_sliding
+        self.windows = [getattr(layer, "sliding_window", None) for layer in opinion.layers]
         # presses count the layers that they compress, so that budgets over layers add up
         full = [i for i, slides in enumerate(self.sliding) if not slides]
         self.order = {layer: number for number, layer in enumerate(full)}
@@ -340,7 +174,7 @@ class Hook:
         return [m for part in self.parts if (m := part()) is not None]
 
     def retain(self, n):
-        with _lock:
+        with lock:
             decoder, self.refs = self.decoder(), self.refs + n
             if decoder is not None and _hooks.get(decoder) is not self and self.refs > 0:
                 _hooks[decoder] = self
@@ -356,7 +190,7 @@ class Hook:
             self.tidy()
 
     def tidy(self):
-        with _lock:
+        with lock:
             decoder = self.decoder()
             if decoder is not None and self.refs == 0 and _hooks.pop(decoder, None):
                 for handle in self.handles:
@@ -385,7 +219,7 @@ class Hook:
         if torch.compiler.is_compiling():
             self.switch_alone(thread, on)
         else:
-            with _lock:
+            with lock:
                 self.switch_alone(thread, on)
 
     def switch_alone(self, thread, on):
@@ -432,23 +266,33 @@ class Hook:
                     raise other_model(
                         f"its layer {i} is of {has} attention; that of {self.model} of {needs}"
                     )
+                have = getattr(cache.layers[i], "sliding_window", None)
+                if slides and have not in (None, self.windows[i]):
+                    raise other_model(
+                        f"its layer {i} slides over {have} tokens; that of {self.model} over "
+                        f"{self.windows[i]}"
+                    )
         link = Link(self, None if cache.get_seq_length() else self.session)
+        link.sealed = max((getattr(layer, "sealed", 0) for layer in cache.layers), default=0)
         for i, slides in enumerate(self.sliding):
             if i == len(cache.layers):
                 # a lazy DynamicCache(): there the mask alone does the sliding
                 cache.layers.append(DynamicLayer())
-            old = cache.layers[i]
+            layer = cache.layers[i]
             if slides:
-                old.is_sliding = True  # or the mask of full layers takes its sizes from this layer
-            elif isinstance(old, KVLayer):
-                old.link, old.foreign = link, old.prefix is not None
-                old.forget()
-                if old.foreign:
-                    link.hold()
+                layer = cache.layers[i] = beside(layer)
+                if window := getattr(layer, "sliding_window", None):
+                    link.window = min(link.window or window, window)
+            elif isinstance(layer, KVLayer):
+                layer.forget()
             else:
-                new = cache.layers[i] = KVLayer(link)
+                old, layer = layer, KVLayer(link)
                 if old.get_seq_length():
-                    new.update(old.keys, old.values)
+                    layer.update(old.keys, old.values)
+                cache.layers[i] = layer
+            layer.link, layer.foreign = link, link.sealed > 0
+        if link.sealed:
+            link.hold()
         return link
 
     def before(self, module, args, kwargs):
@@ -526,10 +370,12 @@ class Hook:
             else:
                 ours[0].told = told
                 if not torch.compiler.is_compiling():
-                    with _lock:
-                        _reading.update(ours)
+                    with lock:
+                        reading.update(ours)
         step = kwargs["kvpc"] = Step(self, cache, link, press, rows)
         if not torch.compiler.is_compiling():
+            if any(layer.foreign for layer in ours):
+                step.undo = [(layer, dict(vars(layer))) for layer in cache.layers]
             step.thread = threading.get_ident()
             self.under_way[step.thread] = weakref.ref(link)
         link.pending = None if last else link.pending
@@ -559,6 +405,8 @@ class Hook:
     def after(self, module, args, kwargs, output):
         if (step := kwargs.get("kvpc")) and not self.left:
             step.link.reading = step.link.broken = False
+            for layer, held in step.undo if output is None else ():
+                vars(layer).update(held)
             if output is None and step.rows is not None:
                 held = {layer.get_seq_length() for layer in step.cache.layers}
                 step.link.broken = held != {step.past}
@@ -672,7 +520,7 @@ def attach(model, press=None, prompt_tokens=None):
     while (inner := getattr(model, "_orig_mod", None)) is not None:  # torch.compile(model)
         model = inner
     library.ops()  # attention's operator: a tracer cannot load a library
-    with _lock:
+    with lock:
         hook = Hook.of(model)
         if hook.entered:
             raise HookError(
@@ -697,12 +545,12 @@ def attach(model, press=None, prompt_tokens=None):
         for handle in hook.stashing:
             handle.remove()
         hook.recover()
-        with _lock:  # prompts that have not ended stay whole: nothing captured is of use
-            for layer in list(_reading):
+        with lock:  # prompts that have not ended stay whole: nothing captured is of use
+            for layer in list(reading):
                 if press is not None and layer.link.pending is hook.session:
                     layer.forget()
                 if not layer.window and not layer.told:
-                    _reading.discard(layer)
+                    reading.discard(layer)
         hook.press, hook.session, hook.prompt_tokens, hook.entered = None, None, None, False
         hook.partial = False
         hook.retain(-1)
