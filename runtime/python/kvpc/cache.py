@@ -67,10 +67,10 @@ class Prefix:
     def lengths(self):
         """How many entries every batch row and head keeps, int64 [batch, head]."""
         if self.offsets is None:
-            counts = torch.full((self.count(), self.heads), self.keys.shape[2])
+            counts = torch.full((self.count(), self.heads), self.keys.shape[2], device="cpu")
         else:
             counts = self.offsets.diff().view(-1, self.heads).cpu()
-        return counts[torch.tensor(self.rows)]
+        return counts[torch.tensor(self.rows, device="cpu")]
 
     def head(self, row, head):
         """(keys [kept, D'], values, tokens) of one head of one batch row; views."""

@@ -1,0 +1,151 @@
+"""What else is called beside a prompt and its decoding: the trial at attach, hooks of others, other
+prompts within a call, gradients afterwards; and settings of torch and of the model that it meets."""
+
+import fake_presses
+import pytest
+import torch
+from model_oracle import close, oracle_logits
+from press_oracle import OraclePress
+from small_models import make, steps, text
+from transformers import DynamicCache
+
+from kvpc.hook import HookError
+
+torch.set_num_threads(1)
+
+
+def hooks(model):
+    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
+
+
+class Weighing(OraclePress):
+    """Asks for the projection behind attention, and for what turns keys back."""
+
+    def __init__(self, **asks):
+        super().__init__(**asks)
+        self.inputs, self.weights = self.inputs | {"output_weight": True}, []
+
+    def compress(self, *args, output_weight, **rest):
+        self.weights.append(output_weight)
+        return super().compress(*args, **rest)
+
+
+@pytest.fixture(params=["bfloat16", "float64", "meta"])
+def default(request):
+    """Of dtype, or of device; meta stands for a GPU."""
+    if request.param == "meta":
+        with torch.device("meta"):
+            yield
+    else:
+        torch.set_default_dtype(getattr(torch, request.param))
+        yield
+        torch.set_default_dtype(torch.float32)
+
+
+MADE = {rope: make(rope=rope) for rope in (None, "yarn", "dynamic")} | {"Gemma3": make("Gemma3")}
+TEXT = text(60)
+
+
+@pytest.mark.parametrize("name", MADE)
+@torch.no_grad()
+def test_defaults_of_torch(default, name):
+    """The trial at attach does not depend on them, nor what a press is made for."""
+    model, press, cache = MADE[name], Weighing(unrotated=True, rope=True), DynamicCache()
+    with press(model):
+        pass
+    filter = torch.zeros(9, 2, 16, dtype=torch.float32, device="cpu")
+    other = fake_presses.module().press("weighted", filter=filter, ratios=0.5)
+    with pytest.raises(HookError, match="`filter` has 9 layers") as e, other(model):
+        pass
+    assert e.value.code == "hook-fit"
+    if torch.get_default_device().type == "cpu":
+        with press(model):
+            model(TEXT[:, :40], past_key_values=cache)
+        got = steps(model, cache, TEXT[:, 40:])
+        torch.set_default_dtype(torch.float32)
+        close(got, oracle_logits(model, press.log, TEXT, 40)[:, 40:])
+
+
+def test_hooks_for_all_modules_stay_out_of_the_trial():
+    model, seen, module = make(), [], torch.nn.modules.module
+    handles = [
+        module.register_module_forward_hook(lambda m, x, out: seen.append(m)),
+        module.register_module_forward_pre_hook(lambda m, x: seen.append(m)),
+    ]
+    try:
+        with Weighing(unrotated=True)(model):
+            assert not seen
+            model(TEXT)
+            assert seen
+    finally:
+        [handle.remove() for handle in handles]
+
+
+class Adapter(torch.nn.Module):
+    """As PEFT's: beside the layer that it wraps, whose weight it shows as its own."""
+
+    def __init__(self, base, shows):
+        super().__init__()
+        self.base_layer = base
+        self.a = torch.nn.Linear(base.in_features, 4, bias=False)
+        self.b = torch.nn.Linear(4, base.out_features, bias=False)
+        if shows:
+            self.in_features, self.out_features = base.in_features, base.out_features
+
+    @property
+    def weight(self):
+        return self.base_layer.weight
+
+    def forward(self, x):
+        return self.base_layer(x) + self.b(self.a(x))
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def forward(self, x):
+        return 2 * self.base(x)
+
+
+class Doubled(torch.nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def patched(base):
+    stock = base.forward
+    base.forward = lambda x: 2 * stock(x)
+    return base
+
+
+@pytest.mark.parametrize(
+    "wrap, why",
+    [
+        (
+            lambda base: Adapter(base, True),
+            "is of the class Adapter, which may do more .*; an adapter, such as",
+        ),
+        (lambda base: Adapter(base, False), "no projection of layer 2 takes"),
+        (Scaled, "behind the attention of layer 2 is not the last to change"),
+        (lambda base: Doubled(64, 64, bias=False), "is of the class Doubled, which may do more"),
+        (patched, "is of the class Linear with a forward of its own, which may do more"),
+    ],
+)
+@torch.no_grad()
+def test_wrapped_projections_refused(wrap, why):
+    """By presses that weigh by them; served to others, with what the adapter adds."""
+    model, press, cache = make(), OraclePress("all"), DynamicCache()
+    for layer in model.model.layers[2:]:
+        layer.self_attn.o_proj = wrap(layer.self_attn.o_proj)
+    with pytest.raises(HookError, match=f"needs `output_weight`, .*: .*{why}.*; remedy") as e:
+        with Weighing()(model):
+            pass
+    assert e.value.code == "hook-input" and hooks(model) == 0
+    for layer in model.model.layers:
+        layer.self_attn.q_proj = Adapter(layer.self_attn.q_proj, True)
+    with press(model):
+        got = [model(TEXT[:, :40], past_key_values=cache).logits]
+    got.append(steps(model, cache, TEXT[:, 40:]))
+    close(torch.cat(got, 1), oracle_logits(model, press.log, TEXT, 40))
