@@ -1,6 +1,8 @@
 """What else is called beside a prompt and its decoding: the trial at attach, hooks of others, other
 prompts within a call, gradients afterwards; and settings of torch and of the model that it meets."""
 
+import gc
+
 import fake_presses
 import pytest
 import torch
@@ -149,3 +151,83 @@ def test_wrapped_projections_refused(wrap, why):
         got = [model(TEXT[:, :40], past_key_values=cache).logits]
     got.append(steps(model, cache, TEXT[:, 40:]))
     close(torch.cat(got, 1), oracle_logits(model, press.log, TEXT, 40))
+
+
+class Sizes(OraclePress):
+    def compress(self, keys, values, *, layer, **rest):
+        if layer == 0:
+            self.states.append(keys.shape[2])
+        return super().compress(keys, values, layer=layer, **rest)
+
+
+def test_other_prompts_within_chunked_generate():
+    """That of guidance, and what a logits processor reads or generates, are not measured by the
+    prompt that comes in chunks."""
+    model, ids, negative, out = make(), TEXT[:, :40], text(30, seed=9), []
+    model.generation_config.eos_token_id = None
+
+    def processor(ids, scores):
+        if ids.shape[1] == 42:
+            model(negative[:, :20])
+            model.generate(negative[:, :25], max_new_tokens=2, prefill_chunk_size=7)
+            model.generate(negative[:, :26], max_new_tokens=2)
+        return scores
+
+    for chunk in (None, 13):
+        press = Sizes("snapkv")
+        press.states = sizes = []
+        with press(model) as hook:
+            out.append(
+                model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=15,
+                    do_sample=False,
+                    guidance_scale=1.5,
+                    negative_prompt_ids=negative,
+                    prefill_chunk_size=chunk,
+                    logits_processor=[processor],
+                )
+            )
+            assert not hook.generating
+        assert [x for x in sizes if isinstance(x, int)] == [40, 30, 20, 25, 26]
+    assert torch.equal(*out)
+
+
+def test_cache_not_wanted():
+    """By the model's configuration, as training has it: no press, as with the argument; which
+    counts more."""
+    model, press = make(), OraclePress("all")
+    model.config.use_cache = False
+    with torch.no_grad(), press(model):
+        for wants in ({}, {"use_cache": None}, {"use_cache": False}):
+            assert model(TEXT, **wants).past_key_values is None and not press.calls
+        assert model(TEXT, use_cache=True).past_key_values.layers[0].sealed == 60
+    model.train()
+    model.gradient_checkpointing_enable()
+    before = hooks(model)
+    with press(model):
+        model(TEXT).logits.sum().backward()
+    gc.collect()
+    model(TEXT)
+    assert press.calls == 4 and hooks(model) == before
+
+
+@pytest.mark.parametrize("kind", ["snapkv", "ragged", "all"])
+def test_gradients_after_inference_mode(kind):
+    """Rows picked in inference mode as well."""
+    model, press, cache = make(), OraclePress(kind), DynamicCache()
+    ids = TEXT.expand(2, -1)
+    with torch.inference_mode(), press(model):
+        model(ids[:, :40], past_key_values=cache)
+        steps(model, cache, ids[:, 40:43])
+        cache.batch_select_indices(torch.tensor([1, 0, 0]))
+    with torch.no_grad():
+        want = oracle_logits(model, press.log, ids, 40)[:1, 43:]
+    for i in (43, 44):
+        logits = model(ids[[0] * 3, i : i + 1], past_key_values=cache).logits
+        close(logits[:1], want[:, i - 43 : i - 42])
+    logits.sum().backward()  # through both steps
+    with torch.inference_mode():
+        got = model(ids[[0] * 3, 45:46], past_key_values=cache).logits
+    close(got[:1], want[:, 2:3])

@@ -85,6 +85,13 @@ class Prefix:
         optional = (self.channels, self.offsets, self.index)
         return [self.keys, self.values, self.tokens, *(x for x in optional if x is not None)]
 
+    def outside_inference(self):
+        """Read with gradients where it was made without (torch.inference_mode)."""
+        for name in ("keys", "values", "channels", "index"):
+            x = getattr(self, name)
+            if x is not None and x.is_inference():
+                setattr(self, name, x.clone())
+
     def __deepcopy__(self, memo):
         return self  # never written again
 

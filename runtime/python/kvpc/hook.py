@@ -134,7 +134,7 @@ class Hook:
         self.session = None  # an object of its own for every `with` that has a press
         self.partial = False  # the press is attached to a part of a model, without generate()
         self.prompt_tokens = None
-        self.generating = {}  # thread -> length of the prompt that its generate() feeds in chunks
+        self.generating = {}  # thread -> Chunks of its generate(), or None
         self.entered, self.refs, self.key = False, 0, str(id(self))
         self.handles, self.stashing = [], []
         self.under_way = {}  # thread -> the Link of its forward, weakly
@@ -302,11 +302,10 @@ class Hook:
             self.recover()
         kwargs = {**dict(zip(self.names, args)), **kwargs}
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-        if (
-            cache is None
-            and self.press
-            and kwargs.get("use_cache", module.config.use_cache) is not False
-        ):
+        wanted = kwargs.get("use_cache")
+        if wanted is None:
+            wanted = getattr(module.config, "use_cache", None)
+        if cache is None and self.press and wanted:
             cache = kwargs["past_key_values"] = DynamicCache(config=module.config)
         ours = self.layers(cache)
         if cache is None or (self.press is None and not any(layer.prefix for layer in ours)):
@@ -358,8 +357,9 @@ class Hook:
         if press:
             self.inputs.one_dtype(ids.device.type)
             expected = self.prompt_tokens
-            if self.generating and (chunked := self.generating.get(threading.get_ident())):
-                expected = chunked
+            chunks = self.generating and self.generating.get(threading.get_ident())
+            if chunks and chunks.are_in(cache):
+                expected = chunks.length
                 if mask is not None:  # 5.2 and 4.56 get these wrong
                     kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:end]
             last = end >= (expected or 0)
