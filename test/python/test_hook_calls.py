@@ -6,12 +6,13 @@ import gc
 import fake_presses
 import pytest
 import torch
+import transformers
 from model_oracle import close, oracle_logits
 from press_oracle import OraclePress
-from small_models import make, steps, text
+from small_models import greedy, make, steps, text
 from transformers import DynamicCache
 
-from kvpc.hook import HookError
+from kvpc.hook import HookError, attach
 
 torch.set_num_threads(1)
 
@@ -231,3 +232,141 @@ def test_gradients_after_inference_mode(kind):
     with torch.inference_mode():
         got = model(ids[[0] * 3, 45:46], past_key_values=cache).logits
     close(got[:1], want[:, 2:3])
+
+
+@pytest.mark.parametrize("inner", [None, "itself", KeyboardInterrupt])
+@torch.no_grad()
+def test_a_call_within_the_forward(inner):
+    """Of the model itself, on another prompt: each is compressed on its own. One that Ctrl-C stops
+    leaves the outer one as it is."""
+    model, press, mine, ids, caches = make(), OraclePress("all"), OraclePress("all"), TEXT, []
+    other = text(50, seed=4)
+    with mine(model):
+        alone = model(other[:, :30]).past_key_values
+
+    def call(*args):
+        handle.remove()
+        try:
+            caches.append(model(other[:, :30]).past_key_values)
+        except KeyboardInterrupt:
+            stopping.remove()
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    layers = model.model.layers
+    with press(model) as hook:
+        if inner:
+            handle = layers[2].register_forward_pre_hook(call)
+        if inner is KeyboardInterrupt:
+            stopping = layers[1].register_forward_pre_hook(
+                lambda m, args: stop() if args[0].shape[1] == 30 else None
+            )
+        cache = model(ids[:, :40]).past_key_values
+        assert not hook.under_way and [layer.sealed for layer in cache.layers] == [40] * 4
+        got = steps(model, cache, ids[:, 40:])
+        for layer in press.log if inner == "itself" else ():
+            rows = press.log[layer]
+            press.log[layer] = [row for row in rows if row.length == 40]
+            assert len(rows) == 2
+        if inner is KeyboardInterrupt:
+            press.log[0] = press.log[0][:1]
+    close(got, oracle_logits(model, press.log, ids, 40)[:, 40:])
+    for cache in caches:
+        close(steps(model, cache, other[:, 30:]), steps(model, alone, other[:, 30:]))
+    assert len(caches) == (inner == "itself")
+    caches.clear()
+    del cache, alone
+    gc.collect()
+    model(ids)
+    assert hooks(model) == 0 and model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("error", [IndexError, KeyboardInterrupt])
+@torch.no_grad()
+def test_a_prompt_that_failed_keeps_nothing(error):
+    """Before its first layer, though its cache lives; nor does a cache that was reset."""
+    model, cache, bad = make(), DynamicCache(), TEXT.clone()
+    handle = None
+    if error is IndexError:
+        bad[0, 3] = 1000
+    else:
+
+        def stop(*args):
+            raise error
+
+        handle = model.model.rotary_emb.register_forward_pre_hook(stop)
+    with OraclePress("all")(model):
+        with pytest.raises(error):
+            model(bad, past_key_values=cache)
+        if handle:
+            handle.remove()
+    assert hooks(model) == 0 and model.config._attn_implementation == "sdpa"
+    want = model(TEXT).logits
+    assert torch.equal(model(TEXT, past_key_values=cache).logits, want)
+    for name in ("Llama", "Gemma3"):
+        model = make(name)
+        with OraclePress("all")(model):
+            cache = model(TEXT).past_key_values
+        assert hooks(model) == 2
+        cache.reset()
+        assert hooks(model) == 0
+        assert torch.equal(model(TEXT, past_key_values=cache).logits, model(TEXT).logits)
+
+
+def test_nested_with_and_without_a_press():
+    model, press = make(), OraclePress()
+    for outer, inner, why in (
+        (None, press, r"within `attach\(model\)` already, .*; remedy: one `with` with the press"),
+        (None, None, r"within `attach\(model\)` already, .*; remedy: leave out the inner"),
+        (press, None, "a press attached already, and reads .*; remedy: leave out the inner"),
+        (press, press, "a press attached already; remedy: compose"),
+    ):
+        with attach(model, outer), pytest.raises(HookError, match=why) as e:
+            with attach(model, inner):
+                pass
+        assert e.value.code == "hook-nested" and hooks(model) == 0
+
+
+@torch.no_grad()
+def test_entered_again():
+    """What `press(model)` gives: one after the other, not within itself; and around a function."""
+    model, press = make(), OraclePress()
+    attached = press(model)
+    for _ in range(2):
+        with attached, pytest.raises(HookError, match="compose"), attached:
+            pass
+        with attached as hook:
+            assert model(TEXT).past_key_values.layers[0].sealed == 60 and hook.entered
+        model(TEXT)
+        assert hooks(model) == 0
+    assert attached(lambda: model(TEXT))().past_key_values.layers[0].sealed == 60
+    attached.__enter__()
+    del attached
+    gc.collect()
+    model(TEXT)
+    assert hooks(model) == 0
+
+
+@pytest.mark.parametrize("length, sealed", [(20, 20), (60, 60), (40, 49)])
+def test_phi_past_its_original_length(length, sealed):
+    """As docs/Models.md says it: a text that stays within, one that begins past it, and one that
+    grows past it, of which transformers drops the cache (and 5.2 the prompt)."""
+    rope = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    if transformers.__version__ < "5":
+        rope = {"rope_scaling": rope}
+    else:
+        rope = rope | {"rope_type": "longrope", "rope_theta": 10000.0}
+        rope = {"rope_parameters": rope | {"partial_rotary_factor": 0.5}}
+    model, press = make("Phi3", original_max_position_embeddings=48, **rope), OraclePress("all")
+    ids = TEXT[:, :length]
+    with press(model):
+        out = greedy(model, ids)
+    if length == 40:
+        dropped = transformers.__version__.startswith("5.2.")
+        assert out.past_key_values.layers[0].sealed == (1 if dropped else sealed)
+        assert press.calls == 8
+    else:
+        assert out.past_key_values.layers[0].sealed == sealed and press.calls == 4
+        want = oracle_logits(model, press.log, out.sequences[:, :-1], length)[:, length - 1 :]
+        close(torch.stack(out.logits, 1), want)

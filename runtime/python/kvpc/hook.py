@@ -20,7 +20,7 @@ import operator
 import sys
 import threading
 import weakref
-from contextlib import contextmanager
+from contextlib import ContextDecorator, contextmanager
 
 import torch
 from transformers import AttentionInterface, DynamicCache
@@ -39,6 +39,7 @@ from .refusals import (
     check_press,
     check_wishes,
     not_again,
+    not_nested,
     other_model,
     plain_cache,
     plain_mask,
@@ -74,6 +75,7 @@ class Step:  # Dynamo cannot build a SimpleNamespace
     def __init__(self, hook, cache, link, press, rows):
         self.hook, self.cache, self.link, self.press, self.rows = hook, cache, link, press, rows
         self.embeddings = self.hidden = self.state = self.thread = None
+        self.depth = 0  # how many forwards of this thread it lies within
         self.undo = []  # (layer, its attributes) of a cache that may not fit
         self.seen = set()  # layers whose queries were captured
         self.past = cache.get_seq_length()
@@ -137,7 +139,9 @@ class Hook:
         self.generating = {}  # thread -> Chunks of its generate(), or None
         self.entered, self.refs, self.key = False, 0, str(id(self))
         self.handles, self.stashing = [], []
-        self.under_way = {}  # thread -> the Link of its forward, weakly
+        # thread -> the Links of its forwards, weakly; more than one where the model is called from
+        # within its own forward
+        self.under_way = {}
         # weakly: a cache that lives must not keep the model
         self.parts = [
             weakref.ref(m)
@@ -234,16 +238,29 @@ class Hook:
                 config._attn_implementation = _base(config)
                 del _switched[id(config)]
 
-    def recover(self):
+    def recover(self, within=0):
         """Ends forwards that never came to `after`: torch calls it for every Exception, but not for
-        KeyboardInterrupt and SystemExit."""
+        KeyboardInterrupt and SystemExit. within: how many calls of the decoder the caller is in."""
         alive = sys._current_frames()
-        for thread, link in list(self.under_way.items()):
-            if thread == threading.get_ident() or thread not in alive:
-                if link := link():
-                    link.reading = False
-                self.switch(thread, False)
-                self.under_way.pop(thread, None)
+        for thread in list(self.under_way):
+            if thread == threading.get_ident():
+                if _calls(self.decoder()) > within:
+                    continue
+            elif thread in alive:
+                continue
+            self.end(thread, 0)
+
+    def end(self, thread, depth):
+        """Forwards of a thread from this one on."""
+        links = self.under_way.get(thread, [])
+        for link in links[depth:]:
+            if link := link():
+                link.reading = False
+                link.let_go()
+        del links[depth:]
+        if not links:
+            self.switch(thread, False)
+            self.under_way.pop(thread, None)
 
     def layers(self, cache):
         """Those of a cache that are ours."""
@@ -299,7 +316,7 @@ class Hook:
         if self.left:
             return None if torch.compiler.is_compiling() else self.shed(module)
         if not torch.compiler.is_compiling() and self.under_way:
-            self.recover()
+            self.recover(1)
         kwargs = {**dict(zip(self.names, args)), **kwargs}
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         wanted = kwargs.get("use_cache")
@@ -377,7 +394,9 @@ class Hook:
             if any(layer.foreign for layer in ours):
                 step.undo = [(layer, dict(vars(layer))) for layer in cache.layers]
             step.thread = threading.get_ident()
-            self.under_way[step.thread] = weakref.ref(link)
+            links = self.under_way.setdefault(step.thread, [])
+            step.depth = len(links)
+            links.append(weakref.ref(link))
         link.pending = None if last else link.pending
         if last:
             link.hold()
@@ -412,11 +431,14 @@ class Hook:
                 step.link.broken = held != {step.past}
                 if not step.link.broken:  # no layer was called: the prompt may still end
                     step.link.pending = self.session
-            if output is not None and step.press is not None:
-                self.heard_all(step)
-            self.switch(step.thread, False)
-            if step.thread is not None:
-                self.under_way.pop(step.thread, None)
+            try:
+                if output is not None and step.press is not None:
+                    self.heard_all(step)
+            finally:
+                if step.thread is None:
+                    self.switch(None, False)
+                else:
+                    self.end(step.thread, step.depth)
 
     def finish(self, cache, attention_mask=None):
         """Compress a prompt that came in chunks and whose length was not told
@@ -467,6 +489,7 @@ class Hook:
                     self.inputs.compress(step, module, layer, layer.window)
                     link.pending = None
         finally:
+            link.let_go()
             link.broken = len({layer.prefix is None for layer in layers}) > 1
 
 
@@ -488,6 +511,16 @@ def _calling():
     return False
 
 
+def _calls(module):
+    """How many calls of it this thread is in."""
+    count, frame = 0, sys._getframe()
+    while frame is not None:
+        if frame.f_code is torch.nn.Module._call_impl.__code__:
+            count += frame.f_locals.get("self") is module
+        frame = frame.f_back
+    return count
+
+
 def _prompt_tokens(value):
     """What `attach` is told of the prompt's length, checked."""
     if value is None or (isinstance(value, float) and value == UNTIL_FINISH):
@@ -505,7 +538,22 @@ def _prompt_tokens(value):
     return number
 
 
-@contextmanager
+class _Attached(ContextDecorator):
+    """May be entered again, once it was left."""
+
+    def __init__(self, *options):
+        self.options, self.entered = options, []
+
+    def __enter__(self):
+        entered = _attached(*self.options)
+        hook = entered.__enter__()
+        self.entered.append(entered)
+        return hook
+
+    def __exit__(self, *error):
+        return self.entered.pop().__exit__(*error)
+
+
 def attach(model, press=None, prompt_tokens=None):
     """Compress every prompt that `model` sees with `press`, at its end.
 
@@ -515,6 +563,11 @@ def attach(model, press=None, prompt_tokens=None):
     already (loaded ones, or another instance's) can be read. Compressed caches stay readable after
     the `with`.
     """
+    return _Attached(model, press, prompt_tokens)
+
+
+@contextmanager
+def _attached(model, press, prompt_tokens):
     prompt_tokens = _prompt_tokens(prompt_tokens)
     check_press(press)
     while (inner := getattr(model, "_orig_mod", None)) is not None:  # torch.compile(model)
@@ -523,10 +576,7 @@ def attach(model, press=None, prompt_tokens=None):
     with lock:
         hook = Hook.of(model)
         if hook.entered:
-            raise HookError(
-                "this model has a press attached already; remedy: compose the two presses into one",
-                "hook-nested",
-            )
+            raise not_nested(hook.press, press)
         hook.inputs.check(press)
         hook.press, hook.prompt_tokens, hook.entered = press, prompt_tokens, True
         hook.session = None if press is None else object()
