@@ -4,11 +4,12 @@ layers.py, generate.py and refusals.py; what a press is given is in prompt.py.
 Written for 4.56, 5.2 and 5.23; what differs between them is marked where it is handled.
 
 Two hooks on the decoder (the module with `.layers`), none on its attention modules unless a press
-asks for hidden states or unrotated queries. Before a forward pass, the full-attention layers of the
-cache become `KVLayer`s, and a `Step` is added to the keyword arguments, which every model passes on
-to its attention function unchanged. That function, ours for the duration of a forward, calls the
-stock one; where this forward ends the prompt, it then calls the press with the queries, keys and
-values in its hands, and the layer is sealed: a compressed prefix and a dense tail from then on.
+asks for hidden states or unrotated queries. Before a forward pass, the layers of the cache become
+ours, those of full attention `KVLayer`s, and a `Step` is added to the keyword arguments, which every
+model passes on to its attention function unchanged. That function, ours for the duration of a
+forward, calls the stock one; where this forward ends the prompt, it then calls the press with the
+queries, keys and values in its hands, and the layer is sealed: a compressed prefix and a dense tail
+from then on.
 
 Positions and masks stay the model's: a sealed layer reports its logical length, and to the mask
 code only its tail. The prefix needs no mask, for padding went with the compression and everything
