@@ -18,7 +18,8 @@ VERSIONS = [line.split()[0] for line in LINES if line and not line.startswith("#
 # All that depends on transformers, once; what kinds of presses there are is no matter of versions.
 CHOSEN = """(by_hand and sdpa and all) or (test_generate and all) or chunked or second_prompt_generate or prompt_in_chunks
 or (left_padding and all) or unrotated or (beam and all) or (crop and all) or refused or saved
-or leaving or exception or compiled_decode or (between_pieces and not copy) or positions"""
+or leaving or exception or compiled_decode or (between_pieces and not copy) or positions
+or hybrid or within or wanted or phi"""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def processes(tmp_path_factory):
                 + ["-k", " ".join(CHOSEN.split())]
                 + [
                     f"test/python/test_hook{part}.py"
-                    for part in ("", "_attach", "_cache", "_pieces")
+                    for part in ("", "_attach", "_cache", "_hybrid", "_pieces")
                 ],
                 cwd=ROOT,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},

@@ -26,6 +26,8 @@ def attend(queries, prefix, keys, values, mask, scale):
     if _native(queries, prefix, keys, values):
         kept = prefix.keys, prefix.values, prefix.offsets, prefix.channels, prefix.index
         return torch.ops.kvpc.attend(queries, *kept, keys, values, mask, scale)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        prefix.outside_inference()
     if prefix.offsets is None:
         return _dense(queries, prefix, keys, values, mask, scale)
     groups = queries.shape[1] // prefix.heads

@@ -67,10 +67,10 @@ class Prefix:
     def lengths(self):
         """How many entries every batch row and head keeps, int64 [batch, head]."""
         if self.offsets is None:
-            counts = torch.full((self.count(), self.heads), self.keys.shape[2])
+            counts = torch.full((self.count(), self.heads), self.keys.shape[2], device="cpu")
         else:
             counts = self.offsets.diff().view(-1, self.heads).cpu()
-        return counts[torch.tensor(self.rows)]
+        return counts[torch.tensor(self.rows, device="cpu")]
 
     def head(self, row, head):
         """(keys [kept, D'], values, tokens) of one head of one batch row; views."""
@@ -84,6 +84,13 @@ class Prefix:
         """All that takes memory."""
         optional = (self.channels, self.offsets, self.index)
         return [self.keys, self.values, self.tokens, *(x for x in optional if x is not None)]
+
+    def outside_inference(self):
+        """Read with gradients where it was made without (torch.inference_mode)."""
+        for name in ("keys", "values", "channels", "index"):
+            x = getattr(self, name)
+            if x is not None and x.is_inference():
+                setattr(self, name, x.clone())
 
     def __deepcopy__(self, memo):
         return self  # never written again

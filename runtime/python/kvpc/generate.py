@@ -43,15 +43,31 @@ class Generate:
         told = dict(zip(names, (inputs, generation_config, *args))) | kwargs
         if hook.press is not None:
             _refuse_candidates(model, told)
-        thread = threading.get_ident()
+        thread, chunks = threading.get_ident(), None
         if _setting(model, told, "prefill_chunk_size"):
             told = [inputs, *map(kwargs.get, ("input_ids", "inputs_embeds", "attention_mask"))]
             length = max((x.shape[1] for x in told if x is not None), default=None)
-            hook.generating[thread] = hook.prompt_tokens or length
+            chunks = Chunks(hook.prompt_tokens or length)
+        outer = hook.generating.get(thread)  # where something within its generate() generates
+        hook.generating[thread] = chunks
         try:
             return self.stock(inputs, generation_config, *args, **kwargs)
         finally:
-            hook.generating.pop(thread, None)
+            hook.generating[thread] = outer
+            if outer is None:
+                del hook.generating[thread]
+
+
+class Chunks:
+    """A prompt that generate() feeds in chunks."""
+
+    def __init__(self, length):
+        self.length, self.cache = length, None
+
+    def are_in(self, cache):
+        """The first call's; others within it, such as of guidance, read prompts of their own."""
+        self.cache = self.cache or id(cache)
+        return self.cache == id(cache)
 
 
 def _itself(x):

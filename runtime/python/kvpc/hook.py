@@ -1,14 +1,15 @@
-"""`with press(model):` for Hugging Face models. The file that knows transformers, with generate.py
-and refusals.py; what a press is given is in prompt.py.
+"""`with press(model):` for Hugging Face models. The files that know transformers are this one,
+layers.py, generate.py and refusals.py; what a press is given is in prompt.py.
 
 Written for 4.56, 5.2 and 5.23; what differs between them is marked where it is handled.
 
 Two hooks on the decoder (the module with `.layers`), none on its attention modules unless a press
-asks for hidden states or unrotated queries. Before a forward pass, the full-attention layers of the
-cache become `KVLayer`s, and a `Step` is added to the keyword arguments, which every model passes on
-to its attention function unchanged. That function, ours for the duration of a forward, calls the
-stock one; where this forward ends the prompt, it then calls the press with the queries, keys and
-values in its hands, and the layer is sealed: a compressed prefix and a dense tail from then on.
+asks for hidden states or unrotated queries. Before a forward pass, the layers of the cache become
+ours, those of full attention `KVLayer`s, and a `Step` is added to the keyword arguments, which every
+model passes on to its attention function unchanged. That function, ours for the duration of a
+forward, calls the stock one; where this forward ends the prompt, it then calls the press with the
+queries, keys and values in its hands, and the layer is sealed: a compressed prefix and a dense tail
+from then on.
 
 Positions and masks stay the model's: a sealed layer reports its logical length, and to the mask
 code only its tail. The prefix needs no mask, for padding went with the compression and everything
@@ -20,37 +21,35 @@ import operator
 import sys
 import threading
 import weakref
-from contextlib import contextmanager
-from types import SimpleNamespace
+from contextlib import ContextDecorator, contextmanager
 
 import torch
 from transformers import AttentionInterface, DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from . import library, probe
 from .attend import attend
-from .cache import Layer, Prefix
 from .errors import ArgumentError, HookError
 from .generate import Generate, refuse_from_above
+from .layers import CROP_REMOVES, KVLayer, Link, beside, lock, reading
 from .prompt import Inputs, Rows, heard
 from .refusals import (
     check_model,
     check_press,
     check_wishes,
     not_again,
+    not_nested,
     other_model,
     plain_cache,
     plain_mask,
-    shape_of,
     whole_cache,
 )
 
-UNTIL_FINISH = float("inf")
+__all__ = ["CROP_REMOVES", "UNTIL_FINISH", "HookError", "KVLayer", "attach"]
 
-# What a layer without a hook has in the place of a Link.
-UNLINKED = {"reading": False, "pending": None, "broken": False}
+UNTIL_FINISH = float("inf")
 
 # Attention implementations that we call in turn; ours are named by them.
 BASES, OURS = {"sdpa", "eager"}, "kvpc_"
@@ -61,179 +60,13 @@ REGISTERED = {
     "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
 }
 
-# DynamicLayer.crop takes a new length until 5.22, a count to remove (negative) from 5.23 on.
-CROP_REMOVES = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
-
 # What a Hook finds of its model.
-FOUND = "model", "parts", "sliding", "order", "configs", "names", "inputs"
+FOUND = "model", "parts", "sliding", "windows", "order", "configs", "names", "inputs"
 
 _hooks = (
     weakref.WeakKeyDictionary()
 )  # decoder -> Hook, while a press is attached or a compressed cache lives
-_reading = weakref.WeakSet()  # layers that may hold what was captured of a prompt in pieces
 _switched = {}  # id of a config -> the forwards under way with it: (Hook.key, thread)
-_lock = threading.RLock()
-
-
-class KVLayer(Layer, CacheLayerMixin):
-    """A cache layer as transformers wants it.
-
-    Of a prompt that comes in chunks, [row, ..., token, channel], all of them following the rows and
-    tokens of the cache:
-    window       what the press will want of it, as many of the last tokens as it wants
-    told         what calls said of all tokens, see `prompt.heard`; in the first layer alone
-    frequencies  the rotary embedding's, with which it was read
-    """
-
-    is_sliding, is_compileable, is_croppable = False, False, True
-
-    def __init__(self, link):
-        Layer.__init__(self)
-        self.link, self.is_initialized = link, False
-        self.foreign = False  # from a file or another instance: may not fit
-        self.forget()
-
-    def forget(self):
-        self.window, self.told, self.frequencies = {}, {}, None
-
-    def lazy_initialization(self, keys, values=None):  # 4.56 passes keys alone
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-
-    def update(self, keys, values, *args, **kwargs):  # cache_kwargs until 5.2, nothing in 5.23
-        if self.prefix is not None and not self.link.reading:
-            raise HookError(
-                "this cache is compressed; have: a model without the hook; need: the model that "
-                "filled it; remedy: use that model, or call this one within "
-                "`with kvpc.hook.attach(model):`",
-                "hook-cache-compressed",
-            )
-        if not self.is_initialized:
-            self.lazy_initialization(keys)
-        if self.foreign:
-            self.fits(keys, values)
-        self.append(keys, values)
-        return self.keys, self.values
-
-    def fits(self, keys, values):
-        have, need = shape_of(self.keys, self.values), shape_of(keys, values)
-        if have != need:
-            raise other_model(f"it has {have}; this model has {need}")
-        self.foreign = False
-
-    def seal(self, prefix, length):
-        super().seal(prefix, length)
-        self.forget()
-
-    def get_seq_length(
-        self, *args
-    ):  # logical: generate() slices inputs and masks and counts positions by it
-        return self.length()
-
-    def get_mask_sizes(self, query):  # the tail's; positions in 4.56 and 5.2, a length in 5.23
-        return self.tail() + (query if isinstance(query, int) else query.shape[0]), self.sealed
-
-    def get_max_cache_shape(self):
-        return -1
-
-    get_max_length = get_max_cache_shape  # its name in 5.23
-
-    def crop(self, n):
-        if CROP_REMOVES and n > 0:
-            raise ValueError("crop takes the number of tokens to remove, as a negative number")
-        length = n if n > 0 or (n == 0 and not CROP_REMOVES) else self.length() + n
-        if length < self.sealed:
-            raise HookError(
-                f"cannot crop to {length} tokens: the first {self.sealed} are compressed; remedy: "
-                "keep a copy.deepcopy of the cache from before the compression",
-                "hook-crop",
-            )
-        gone = self.length() - length
-        self.cut(length)
-        for held in (self.window, self.told):
-            for name, x in held.items() if gone > 0 else ():
-                held[name] = x[..., : max(0, x.shape[-2] - gone), :]
-
-    def batch_select_indices(self, indices):
-        if self.keys is None:
-            return
-        rows = torch.arange(self.keys.shape[0])[torch.as_tensor(indices).cpu()]
-        self.select(rows)
-        for held in (self.window, self.told):
-            for name, x in held.items():
-                held[name] = x[rows.to(x.device)]
-
-    reorder_cache = batch_select_indices
-
-    def batch_repeat_interleave(self, repeats):
-        if self.keys is not None:
-            rows = torch.arange(self.keys.shape[0]).repeat_interleave(repeats)
-            self.batch_select_indices(rows)
-
-    def reset(self):
-        self.__init__(self.link)
-
-    def __setstate__(self, state):  # of copies
-        self.__dict__.update(state)
-        with _lock:
-            _reading.add(self)
-
-
-def unlinked_layer(said, parts):
-    """A layer of a saved cache (saved.py): `attach` makes it readable."""
-    keys, values = parts["tail_keys"], parts["tail_values"]
-    if said["kind"] == "sliding":
-        layer = DynamicSlidingWindowLayer(said["window"])
-        layer.update(keys, values)
-        layer.keys, layer.values, layer.cumulative_length = keys, values, said["seen"]
-        return layer
-    layer = KVLayer(SimpleNamespace(**UNLINKED))
-    layer.lazy_initialization(keys)
-    layer.keys, layer.values = keys, values
-    if said["kind"] == "compressed":
-        tokens = parts["tokens"]
-        if tokens.dim() == 3:
-            tokens = tokens.expand(-1, said["heads"], -1)
-        layer.prefix = Prefix.of_parts(
-            parts["keys"],
-            parts["values"],
-            tokens,
-            parts.get("offsets"),
-            parts.get("channels"),
-            said["heads"],
-            said["rows"],
-        )
-        layer.sealed = said["sealed"]
-    return layer
-
-
-class Link:
-    """One per cache, shared by its layers. From where its cache is compressed (`hold`), the model
-    keeps its (idle) pair of hooks while it lives.
-
-    pending: the `Hook.session` whose press waits for the end of the prompt; reading: the hook is in
-    charge of the forward under way; broken: a forward failed amid the compression, or is amid it.
-    """
-
-    def __init__(self, hook, pending):
-        self.hook, self.pending, self.reading, self.broken = hook, pending, False, False
-        self.holds = False
-
-    def hold(self):
-        if not self.holds:
-            self.holds = True
-            self.hook.retain(1)
-            weakref.finalize(self, self.hook.release).atexit = False
-
-    def __deepcopy__(self, memo):  # prefix caching copies caches: share the model, own the flags
-        if id(self) not in memo:
-            memo[id(self)] = link = Link(self.hook, self.pending)
-            link.broken = self.broken
-            if self.holds:
-                link.hold()
-        return memo[id(self)]
-
-    def __reduce__(self):  # a saved cache must not carry the model
-        return SimpleNamespace, (), UNLINKED | {"broken": self.broken}
 
 
 class Step:  # Dynamo cannot build a SimpleNamespace
@@ -243,6 +76,8 @@ class Step:  # Dynamo cannot build a SimpleNamespace
     def __init__(self, hook, cache, link, press, rows):
         self.hook, self.cache, self.link, self.press, self.rows = hook, cache, link, press, rows
         self.embeddings = self.hidden = self.state = self.thread = None
+        self.depth = 0  # how many forwards of this thread it lies within
+        self.undo = []  # (layer, its attributes) of a cache that may not fit
         self.seen = set()  # layers whose queries were captured
         self.past = cache.get_seq_length()
 
@@ -302,10 +137,12 @@ class Hook:
         self.session = None  # an object of its own for every `with` that has a press
         self.partial = False  # the press is attached to a part of a model, without generate()
         self.prompt_tokens = None
-        self.generating = {}  # thread -> length of the prompt that its generate() feeds in chunks
+        self.generating = {}  # thread -> Chunks of its generate(), or None
         self.entered, self.refs, self.key = False, 0, str(id(self))
         self.handles, self.stashing = [], []
-        self.under_way = {}  # thread -> the Link of its forward, weakly
+        # thread -> the Links of its forwards, weakly; more than one where the model is called from
+        # within its own forward
+        self.under_way = {}
         # weakly: a cache that lives must not keep the model
         self.parts = [
             weakref.ref(m)
@@ -313,7 +150,9 @@ class Hook:
             if hasattr(m, "layer_idx") and hasattr(m, "scaling")
         ]
         # transformers' own opinion on every layer
-        self.sliding = DynamicCache(config=decoder.config).is_sliding
+        opinion = DynamicCache(config=decoder.config)
+        self.sliding = opinion.is_sliding
+        self.windows = [getattr(layer, "sliding_window", None) for layer in opinion.layers]
         # presses count the layers that they compress, so that budgets over layers add up
         full = [i for i, slides in enumerate(self.sliding) if not slides]
         self.order = {layer: number for number, layer in enumerate(full)}
@@ -340,7 +179,7 @@ class Hook:
         return [m for part in self.parts if (m := part()) is not None]
 
     def retain(self, n):
-        with _lock:
+        with lock:
             decoder, self.refs = self.decoder(), self.refs + n
             if decoder is not None and _hooks.get(decoder) is not self and self.refs > 0:
                 _hooks[decoder] = self
@@ -356,7 +195,7 @@ class Hook:
             self.tidy()
 
     def tidy(self):
-        with _lock:
+        with lock:
             decoder = self.decoder()
             if decoder is not None and self.refs == 0 and _hooks.pop(decoder, None):
                 for handle in self.handles:
@@ -385,7 +224,7 @@ class Hook:
         if torch.compiler.is_compiling():
             self.switch_alone(thread, on)
         else:
-            with _lock:
+            with lock:
                 self.switch_alone(thread, on)
 
     def switch_alone(self, thread, on):
@@ -400,16 +239,29 @@ class Hook:
                 config._attn_implementation = _base(config)
                 del _switched[id(config)]
 
-    def recover(self):
+    def recover(self, within=0):
         """Ends forwards that never came to `after`: torch calls it for every Exception, but not for
-        KeyboardInterrupt and SystemExit."""
+        KeyboardInterrupt and SystemExit. within: how many calls of the decoder the caller is in."""
         alive = sys._current_frames()
-        for thread, link in list(self.under_way.items()):
-            if thread == threading.get_ident() or thread not in alive:
-                if link := link():
-                    link.reading = False
-                self.switch(thread, False)
-                self.under_way.pop(thread, None)
+        for thread in list(self.under_way):
+            if thread == threading.get_ident():
+                if _calls(self.decoder()) > within:
+                    continue
+            elif thread in alive:
+                continue
+            self.end(thread, 0)
+
+    def end(self, thread, depth):
+        """Forwards of a thread from this one on."""
+        links = self.under_way.get(thread, [])
+        for link in links[depth:]:
+            if link := link():
+                link.reading = False
+                link.let_go()
+        del links[depth:]
+        if not links:
+            self.switch(thread, False)
+            self.under_way.pop(thread, None)
 
     def layers(self, cache):
         """Those of a cache that are ours."""
@@ -432,37 +284,46 @@ class Hook:
                     raise other_model(
                         f"its layer {i} is of {has} attention; that of {self.model} of {needs}"
                     )
+                have = getattr(cache.layers[i], "sliding_window", None)
+                if slides and have not in (None, self.windows[i]):
+                    raise other_model(
+                        f"its layer {i} slides over {have} tokens; that of {self.model} over "
+                        f"{self.windows[i]}"
+                    )
         link = Link(self, None if cache.get_seq_length() else self.session)
+        link.sealed = max((getattr(layer, "sealed", 0) for layer in cache.layers), default=0)
         for i, slides in enumerate(self.sliding):
             if i == len(cache.layers):
                 # a lazy DynamicCache(): there the mask alone does the sliding
                 cache.layers.append(DynamicLayer())
-            old = cache.layers[i]
+            layer = cache.layers[i]
             if slides:
-                old.is_sliding = True  # or the mask of full layers takes its sizes from this layer
-            elif isinstance(old, KVLayer):
-                old.link, old.foreign = link, old.prefix is not None
-                old.forget()
-                if old.foreign:
-                    link.hold()
+                layer = cache.layers[i] = beside(layer)
+                if window := getattr(layer, "sliding_window", None):
+                    link.window = min(link.window or window, window)
+            elif isinstance(layer, KVLayer):
+                layer.forget()
             else:
-                new = cache.layers[i] = KVLayer(link)
+                old, layer = layer, KVLayer(link)
                 if old.get_seq_length():
-                    new.update(old.keys, old.values)
+                    layer.update(old.keys, old.values)
+                cache.layers[i] = layer
+            layer.link, layer.foreign = link, link.sealed > 0
+        if link.sealed:
+            link.hold()
         return link
 
     def before(self, module, args, kwargs):
         if self.left:
             return None if torch.compiler.is_compiling() else self.shed(module)
         if not torch.compiler.is_compiling() and self.under_way:
-            self.recover()
+            self.recover(1)
         kwargs = {**dict(zip(self.names, args)), **kwargs}
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-        if (
-            cache is None
-            and self.press
-            and kwargs.get("use_cache", module.config.use_cache) is not False
-        ):
+        wanted = kwargs.get("use_cache")
+        if wanted is None:
+            wanted = getattr(module.config, "use_cache", None)
+        if cache is None and self.press and wanted:
             cache = kwargs["past_key_values"] = DynamicCache(config=module.config)
         ours = self.layers(cache)
         if cache is None or (self.press is None and not any(layer.prefix for layer in ours)):
@@ -514,8 +375,9 @@ class Hook:
         if press:
             self.inputs.one_dtype(ids.device.type)
             expected = self.prompt_tokens
-            if self.generating and (chunked := self.generating.get(threading.get_ident())):
-                expected = chunked
+            chunks = self.generating and self.generating.get(threading.get_ident())
+            if chunks and chunks.are_in(cache):
+                expected = chunks.length
                 if mask is not None:  # 5.2 and 4.56 get these wrong
                     kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, past:end]
             last = end >= (expected or 0)
@@ -526,12 +388,16 @@ class Hook:
             else:
                 ours[0].told = told
                 if not torch.compiler.is_compiling():
-                    with _lock:
-                        _reading.update(ours)
+                    with lock:
+                        reading.update(ours)
         step = kwargs["kvpc"] = Step(self, cache, link, press, rows)
         if not torch.compiler.is_compiling():
+            if any(layer.foreign for layer in ours):
+                step.undo = [(layer, dict(vars(layer))) for layer in cache.layers]
             step.thread = threading.get_ident()
-            self.under_way[step.thread] = weakref.ref(link)
+            links = self.under_way.setdefault(step.thread, [])
+            step.depth = len(links)
+            links.append(weakref.ref(link))
         link.pending = None if last else link.pending
         if last:
             link.hold()
@@ -559,16 +425,21 @@ class Hook:
     def after(self, module, args, kwargs, output):
         if (step := kwargs.get("kvpc")) and not self.left:
             step.link.reading = step.link.broken = False
+            for layer, held in step.undo if output is None else ():
+                vars(layer).update(held)
             if output is None and step.rows is not None:
                 held = {layer.get_seq_length() for layer in step.cache.layers}
                 step.link.broken = held != {step.past}
                 if not step.link.broken:  # no layer was called: the prompt may still end
                     step.link.pending = self.session
-            if output is not None and step.press is not None:
-                self.heard_all(step)
-            self.switch(step.thread, False)
-            if step.thread is not None:
-                self.under_way.pop(step.thread, None)
+            try:
+                if output is not None and step.press is not None:
+                    self.heard_all(step)
+            finally:
+                if step.thread is None:
+                    self.switch(None, False)
+                else:
+                    self.end(step.thread, step.depth)
 
     def finish(self, cache, attention_mask=None):
         """Compress a prompt that came in chunks and whose length was not told
@@ -619,6 +490,7 @@ class Hook:
                     self.inputs.compress(step, module, layer, layer.window)
                     link.pending = None
         finally:
+            link.let_go()
             link.broken = len({layer.prefix is None for layer in layers}) > 1
 
 
@@ -640,6 +512,16 @@ def _calling():
     return False
 
 
+def _calls(module):
+    """How many calls of it this thread is in."""
+    count, frame = 0, sys._getframe()
+    while frame is not None:
+        if frame.f_code is torch.nn.Module._call_impl.__code__:
+            count += frame.f_locals.get("self") is module
+        frame = frame.f_back
+    return count
+
+
 def _prompt_tokens(value):
     """What `attach` is told of the prompt's length, checked."""
     if value is None or (isinstance(value, float) and value == UNTIL_FINISH):
@@ -657,7 +539,22 @@ def _prompt_tokens(value):
     return number
 
 
-@contextmanager
+class _Attached(ContextDecorator):
+    """May be entered again, once it was left."""
+
+    def __init__(self, *options):
+        self.options, self.entered = options, []
+
+    def __enter__(self):
+        entered = _attached(*self.options)
+        hook = entered.__enter__()
+        self.entered.append(entered)
+        return hook
+
+    def __exit__(self, *error):
+        return self.entered.pop().__exit__(*error)
+
+
 def attach(model, press=None, prompt_tokens=None):
     """Compress every prompt that `model` sees with `press`, at its end.
 
@@ -667,18 +564,20 @@ def attach(model, press=None, prompt_tokens=None):
     already (loaded ones, or another instance's) can be read. Compressed caches stay readable after
     the `with`.
     """
+    return _Attached(model, press, prompt_tokens)
+
+
+@contextmanager
+def _attached(model, press, prompt_tokens):
     prompt_tokens = _prompt_tokens(prompt_tokens)
     check_press(press)
     while (inner := getattr(model, "_orig_mod", None)) is not None:  # torch.compile(model)
         model = inner
     library.ops()  # attention's operator: a tracer cannot load a library
-    with _lock:
+    with lock:
         hook = Hook.of(model)
         if hook.entered:
-            raise HookError(
-                "this model has a press attached already; remedy: compose the two presses into one",
-                "hook-nested",
-            )
+            raise not_nested(hook.press, press)
         hook.inputs.check(press)
         hook.press, hook.prompt_tokens, hook.entered = press, prompt_tokens, True
         hook.session = None if press is None else object()
@@ -697,12 +596,12 @@ def attach(model, press=None, prompt_tokens=None):
         for handle in hook.stashing:
             handle.remove()
         hook.recover()
-        with _lock:  # prompts that have not ended stay whole: nothing captured is of use
-            for layer in list(_reading):
+        with lock:  # prompts that have not ended stay whole: nothing captured is of use
+            for layer in list(reading):
                 if press is not None and layer.link.pending is hook.session:
                     layer.forget()
                 if not layer.window and not layer.told:
-                    _reading.discard(layer)
+                    reading.discard(layer)
         hook.press, hook.session, hook.prompt_tokens, hook.entered = None, None, None, False
         hook.partial = False
         hook.retain(-1)

@@ -124,10 +124,10 @@ def _of_output(number, out, heads, total):
 def _shares(positions, total, columns):
     """How much of each column's tokens is kept, in 0..1."""
     edges = [column * total // columns for column in range(columns + 1)]
-    counts = torch.zeros(total + 1)
+    counts = torch.zeros(total + 1, dtype=torch.float32, device="cpu")
     counts[1:][positions.long()] = 1
-    sums = counts.cumsum(0)[torch.tensor(edges)]
-    return (sums.diff() / torch.tensor(edges).diff()).tolist()
+    edges = torch.tensor(edges, device="cpu")
+    return (counts.cumsum(0)[edges].diff() / edges.diff()).tolist()
 
 
 def _runs(shades):

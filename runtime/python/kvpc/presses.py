@@ -56,7 +56,7 @@ class State:
 
     def _sized(self, size):
         if self.buffer is None or self.buffer.numel() < size:
-            self.buffer = torch.zeros(size, dtype=torch.uint8)
+            self.buffer = torch.zeros(size, dtype=torch.uint8, device="cpu")
         return self.buffer
 
 
@@ -572,9 +572,9 @@ def _rows(name, value, batch):
     if value is None or (isinstance(value, torch.Tensor) and value.dim()):
         return value
     if isinstance(value, int) and not isinstance(value, bool) and _fits(value):
-        return torch.full((batch,), value, dtype=torch.int64)
+        return torch.full((batch,), value, dtype=torch.int64, device="cpu")
     try:
-        rows = torch.as_tensor(value)
+        rows = torch.as_tensor(value, device="cpu")
     except (TypeError, ValueError, OverflowError, RuntimeError):
         rows = None
     if rows is None or rows.dim() > 1 or rows.is_floating_point() or rows.dtype == torch.bool:

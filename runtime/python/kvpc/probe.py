@@ -3,16 +3,19 @@
 Models differ in how they rotate queries and keys (which channels pair, layers that rotate nothing)
 and in which of their projections follows the attention. Nothing says so for all of them, but it
 shows: the same numbers in the place of all projections, once with rotary tables and once with tables
-that turn nothing. Neither weights nor hooks of the module are touched.
+that turn nothing. Neither weights nor hooks of the module are touched, nor those hooks called that are for
+all modules.
 """
 
 import copy
+import functools
 import itertools
 
 import torch
 
 NAME = "kvpc_probe"  # of `attention` below, as transformers knows it
-POSITIONS = torch.tensor([[1, 4, 9]])  # few, and none that every table leaves as it is
+# few, and none that every table leaves as it is
+POSITIONS = torch.tensor([[1, 4, 9]], device="cpu")
 
 
 class Projection(torch.nn.Module):
@@ -20,11 +23,13 @@ class Projection(torch.nn.Module):
 
     def __init__(self, linear, seed):
         super().__init__()
-        self.linear, self.seed, self.given = (linear,), seed, None  # a tuple: no child of this one
+        self.linear, self.seed = (linear,), seed  # a tuple: no child of this one
+        self.given = self.made = None
 
-    def forward(self, x):
+    def __call__(self, x):
         self.given = x
-        return _numbers(self.seed, *x.shape[:-1], self.linear[0].out_features)
+        self.made = _numbers(self.seed, *x.shape[:-1], self.linear[0].out_features)
+        return self.made
 
 
 def _numbers(seed, *shape):
@@ -36,16 +41,30 @@ def _skeleton(module, seeds):
     """A copy with projections that cost nothing; norms and the like are as they are."""
     if hasattr(module, "out_features"):
         return Projection(module, next(seeds))
-    new, own = copy.copy(module), vars(module)
-    for name in own:
-        if name.endswith("_hooks"):  # the user's
-            vars(new)[name] = type(own[name])()
+    new, own = quiet(copy.copy(module)), vars(module)
     vars(new).pop("forward", None)  # of wrappers, such as move weights between devices
     for name in ("_parameters", "_buffers"):
         vars(new)[name] = {n: _plain(x) for n, x in own[name].items()}
     vars(new)["_modules"] = {n: m and _skeleton(m, seeds) for n, m in own["_modules"].items()}
     new.training = False
     return new
+
+
+def quiet(module):
+    """A copy whose calls run no hooks: neither its own nor those for all modules."""
+    module.__class__ = _quiet(type(module))
+    return module
+
+
+@functools.cache
+def _quiet(kind):
+    body = {"__call__": lambda self, *args, **kwargs: self.forward(*args, **kwargs)}
+    return type(kind.__name__, (kind,), body | {"__module__": kind.__module__})
+
+
+def tables(source, *kind):
+    """What a rotary embedding gives at POSITIONS."""
+    return quiet(source)(torch.zeros(1, 1, dtype=torch.float32, device="cpu"), POSITIONS, *kind)
 
 
 def _plain(x):
@@ -60,19 +79,21 @@ class Trial:
     @torch.no_grad()
     def __init__(self, module, config, tables):
         self.skeleton = _skeleton(module, itertools.count(1))
-        self.skeleton.config, self.hidden = config, torch.zeros(1, 3, config.hidden_size)
+        self.skeleton.config = config
+        self.hidden = torch.zeros(1, 3, config.hidden_size, dtype=torch.float32, device="cpu")
         self.cos, self.sin = tables
         self.turned = self._call(self.cos, self.sin)
         self.plain = self._call(torch.ones_like(self.cos), torch.zeros_like(self.sin))
 
     def _call(self, cos, sin):
         self.seen = None
-        self.skeleton(
+        out = self.skeleton(
             hidden_states=self.hidden,
             position_embeddings=(cos, sin),
             attention_mask=None,
             kvpc=self,
         )
+        self.result = out[0] if isinstance(out, tuple) else out
         return self.seen
 
     def layout(self):
@@ -97,19 +118,32 @@ class Trial:
         yield self.hidden.new_zeros(self.hidden.shape[2], dtype=dtype).expand(1, tokens, -1)
 
     def output(self):
-        """The module's own projection that takes what attention gives, or None; and whether its
-        weight is a plain matrix."""
+        """The module's own projection that takes what attention gives, or None; and why a press
+        cannot have its weight, or None."""
         found = [
-            m.linear[0]
+            m
             for m in self.skeleton.modules()
             if isinstance(m, Projection) and _same(m.given, self.out.flatten(2))
         ]
         if len(found) != 1:
-            return None, False
-        weight = getattr(found[0], "weight", None)  # a method, where torch has quantized it
-        plain = isinstance(weight, torch.Tensor) and weight.is_floating_point()
+            return None, "no projection of {} takes what attention gives as it is"
+        linear, start = found[0].linear[0], "the projection behind the attention of {} "
+        weight = getattr(linear, "weight", None)  # a method, where torch has quantized it
         shape = self.hidden.shape[-1], self.out[0, 0].numel()
-        return found[0], plain and tuple(weight.shape) == shape
+        if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+            return linear, start + "has no plain weight"
+        if tuple(weight.shape) != shape:
+            return linear, start + f"has a weight of shape {list(weight.shape)}, not {list(shape)}"
+        plain = "forward" not in vars(linear) or hasattr(linear, "_hf_hook")  # accelerate's
+        if type(linear).forward is not torch.nn.Linear.forward or not plain:
+            name = type(linear).__name__ + ("" if plain else " with a forward of its own")
+            return linear, start + (
+                f"is of the class {name}, which may do more than its weight says; an adapter, "
+                "such as a LoRA, can be merged into it"
+            )
+        if not _same(self.result, found[0].made):
+            return linear, start + "is not the last to change what attention gives"
+        return linear, None
 
 
 def attention(module, query, key, value, attention_mask, *args, kvpc, **kwargs):

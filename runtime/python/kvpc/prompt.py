@@ -148,25 +148,21 @@ class Inputs:
             turning = sorted(TURNING & set(wanted), reverse=True)
             try:
                 source = copy.deepcopy(self.decoder().rotary_emb).to("cpu", torch.float32)
-                tables = source(torch.zeros(1, 1), probe.POSITIONS, *self.kind(source, module))
+                tables = probe.tables(source, *self.kind(source, module))
                 trial = probe.Trial(module, configs[id(module.config)], tables)
-                layout, (output, plain) = trial.layout(), trial.output()
+                layout, (output, why) = trial.layout(), trial.output()
                 if layout == "half" and not probe.is_half(
                     tables, *self.frequencies(source, module)
                 ):
                     layout = "other"
             except Exception:  # whatever a module makes of a call that is not its model's
-                trial, layout, output, plain = None, None, None, False
+                trial, layout, output = None, None, None
+                why = "what follows the attention of {} cannot be told"
             if turning and layout != "half":
                 raise self.lacks(turning[0], LAYOUTS[layout].format(layer))
             self.outputs[layer] = output and weakref.ref(output)
-            if "output_weight" in wanted and not plain:
-                why = f"no projection of layer {layer} takes what attention gives as it is"
-                if output is not None:
-                    why = (
-                        f"the projection behind the attention of layer {layer} has no plain weight"
-                    )
-                raise self.lacks("output_weight", why)
+            if "output_weight" in wanted and why:
+                raise self.lacks("output_weight", why.format(f"layer {layer}"))
             if trial is not None and hasattr(press, "check"):
                 self.fits(press, module, trial)
 

@@ -74,13 +74,13 @@ def _shared(press, call):
     batch, heads, tokens, _ = tensors["keys"].shape
     positions = tensors.get("original_positions")
     if positions is None:
-        positions = (torch.arange(tokens) - tensors["start"][:, None])[:, None]
+        positions = (torch.arange(tokens, device="cpu") - tensors["start"][:, None])[:, None]
         positions = positions.expand(-1, heads, -1)
-    index = torch.arange(tokens) - tensors["start"][:, None, None]
+    index = torch.arange(tokens, device="cpu") - tensors["start"][:, None, None]
     real = (index >= 0) & (index < tensors["length"][:, None, None])
     return {
-        "keys": torch.tensor([batch, heads, tokens]),
-        "layers": torch.tensor(call.layers),
+        "keys": torch.tensor([batch, heads, tokens], device="cpu"),
+        "layers": torch.tensor(call.layers, device="cpu"),
         "lengths": torch.stack([tensors["start"], tensors["length"]]),
         "original_positions": torch.where(real, positions, -1),
         "seen": tensors["seen"],
@@ -91,7 +91,9 @@ def _tensors(press, call):
     keys, values, queries, unrotated, hidden, weight, rope = call.arguments[:7]
     lengths, pad_right, positions, seen = call.arguments[12:16]
     batch, heads, tokens, _ = keys.shape
-    length = torch.full((batch,), tokens) if lengths is None else lengths.to(torch.int64)
+    length = (
+        torch.full((batch,), tokens, device="cpu") if lengths is None else lengths.to(torch.int64)
+    )
     out = {"keys": keys, "values": values, "length": length}
     out["start"] = torch.zeros_like(length) if pad_right else tokens - length
     out["seen"] = length.clone() if seen is None else seen.to(torch.int64)

@@ -25,6 +25,22 @@ def check_press(press):
     raise ArgumentError(f"`press` is {have}; need a press; remedy: {remedy}", "hook-press")
 
 
+def not_nested(outer, inner):
+    if outer is not None and inner is not None:
+        why = "this model has a press attached already; remedy: compose the two presses into one"
+    elif outer is not None:
+        why = (
+            "this model has a press attached already, and reads compressed caches with it; remedy: "
+            "leave out the inner `attach`"
+        )
+    else:
+        remedy = "leave out the inner `attach`"
+        if inner is not None:
+            remedy = "one `with` with the press, which reads compressed caches as well"
+        why = f"this model is within `attach(model)` already, without a press; remedy: {remedy}"
+    return HookError(why, "hook-nested")
+
+
 def check_model(model, hook, bases, allowed):
     """bases: attention implementations that it is set to; allowed: those that it may be."""
     config = hook.decoder().config

@@ -56,7 +56,7 @@ def load_cache(path, device="cpu"):
     from safetensors import safe_open
     from transformers import DynamicCache
 
-    from .hook import unlinked_layer
+    from .layers import Link, unlinked_layer
 
     try:
         with safe_open(path, "pt", device=str(device)) as file:
@@ -78,12 +78,12 @@ def load_cache(path, device="cpu"):
             "cache-file",
         )
     cache = DynamicCache()
-    cache.layers = []
+    cache.layers, link = [], Link()
     try:
         for number, layer in enumerate(said["layers"]):
             start = f"{number}."
             parts = {n.removeprefix(start): x for n, x in tensors.items() if n.startswith(start)}
-            cache.layers.append(unlinked_layer(layer, parts))
+            cache.layers.append(unlinked_layer(layer, parts, link))
     except Exception as error:  # whatever is amiss in it
         message = f"`{path}` is damaged: {type(error).__name__}: {error}; need it saved again"
         raise SavedCacheError(message, "cache-file") from None
