@@ -59,7 +59,8 @@ def gathered(out, keys, values):
         parts.append((keys, out.keys))
     for given, kept in parts:
         index = out.tokens[..., None].expand(*out.tokens.shape, given.shape[3])
-        if not torch.equal(given.gather(2, index), kept):
+        wanted = given.gather(2, index.clamp(min=0)).where(index >= 0, 0)  # -1: nothing there
+        if not torch.equal(wanted, kept):
             return "not the tokens that it names"
     return None
 
@@ -74,7 +75,9 @@ def measured(one, press, inputs, queries, options):
     seconds, _, unsteady = measure.interleaved(
         variants, inputs, options.repetitions, options.seconds
     )
-    wrong = "changes from turn to turn" if unsteady else gathered(call(*inputs.given), *inputs.given)
+    wrong = (
+        "changes from turn to turn" if unsteady else gathered(call(*inputs.given), *inputs.given)
+    )
     return measure.summary(seconds["ours"]), wrong
 
 

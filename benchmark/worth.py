@@ -83,7 +83,9 @@ def main(arguments=None):
     add("--tokens", type=int, default=4096, help="(default: %(default)s)")
     add("--threads", type=int, default=2, help="(default: %(default)s)")
     add("--repetitions", type=int, default=7, help="counted turns (default: %(default)s)")
-    add("--seconds", type=float, default=2, help="a variant's turns end then (default: %(default)s)")
+    add(
+        "--seconds", type=float, default=2, help="a variant's turns end then (default: %(default)s)"
+    )
     add("--json", metavar="FILE", help="write all results there")
     options = parser.parse_args(arguments)
     for name in options.rows:

@@ -212,6 +212,8 @@ private:
   /// Over the entries [from, to) of axis `over` (none in a small step).
   void store(const Row &row, kvplan::StoreOp op, llvm::StringRef over, mlir::Value from,
              mlir::Value to);
+  void storeNear(const Row &row, llvm::ArrayRef<kvplan::StoreOp> stores, llvm::StringRef over,
+                 mlir::Value from, mlir::Value to);
   void fill(const Row &row, kvplan::StoreOp op, llvm::StringRef over, mlir::Value from,
             mlir::Value to);
   mlir::Value leavesTile(const Row &row, kvplan::StoreOp op, mlir::Value to);

@@ -2,6 +2,7 @@
 #include "dialect/Conversion/Kernel.h"
 
 #include "kvpc/abi.h"
+#include "mlir/Interfaces/SideEffectInterfaces.h"
 
 using namespace mlir;
 using namespace kvpc;
@@ -265,6 +266,40 @@ void Kernel::forTasks(const Row &row, kvplan::Space space,
   launch(row, work, slotI64(row, chunkSizeSlot));
 }
 
+/// Whether what is stored is made of as many numbers an entry as keys have.
+static bool takesChannels(Value v, llvm::DenseSet<Value> &seen) {
+  auto type = dyn_cast<kvp::NamedTensorType>(v.getType());
+  if (!type || !seen.insert(v).second)
+    return false;
+  if (type.hasAxis("channel") && llvm::any_of(type.getAxes(), kvp::isEntryAxis))
+    return true;
+  Operation *op = v.getDefiningOp();
+  return op && llvm::any_of(op->getOperands(), [&](Value o) { return takesChannels(o, seen); });
+}
+
+/// Entries of which several stores take their channels one after the other, while they are in the
+/// first cache.
+static constexpr int64_t kNear = 16;
+
+/// Stores that follow each other, over the entries [from, to) of a tile.
+void Kernel::storeNear(const Row &row, ArrayRef<kvplan::StoreOp> stores, StringRef over, Value from,
+                       Value to) {
+  auto all = [&](Value begin, Value end) {
+    for (kvplan::StoreOp s : stores) {
+      memo.emplace_back(); // the next may read what this one writes
+      store(row, s, over, begin, end);
+      memo.pop_back();
+    }
+  };
+  auto wide = llvm::count_if(stores, [](kvplan::StoreOp s) {
+    llvm::DenseSet<Value> seen;
+    return takesChannels(s.getValue(), seen);
+  });
+  if (wide < 2)
+    return all(from, to);
+  e.loop(from, to, kNear, [&](Value begin) { all(begin, e.min(e.add(begin, kNear), to)); });
+}
+
 void Kernel::sweepSegment(const Row &own, kvplan::PassOp op, Value segment, Value entries) {
   StringRef over = op.getOver().getName();
   int64_t length = op.getTile() * op.getSegment();
@@ -274,12 +309,19 @@ void Kernel::sweepSegment(const Row &own, kvplan::PassOp op, Value segment, Valu
     task.tile = begin;
     Value end = e.min(e.add(begin, op.getTile()), to);
     Value first = e.cmp(arith::CmpIPredicate::eq, begin, from);
+    SmallVector<kvplan::StoreOp> near;
     for (Operation &inner : op.getBody().front()) {
+      if (auto s = dyn_cast<kvplan::StoreOp>(inner)) {
+        near.push_back(s);
+        continue;
+      }
+      if (isMemoryEffectFree(&inner))
+        continue;
+      storeNear(task, near, over, begin, end);
+      near.clear();
       // What a step writes, later steps of the tile may read: forget loads.
       memo.emplace_back();
-      if (auto s = dyn_cast<kvplan::StoreOp>(inner))
-        store(task, s, over, begin, end);
-      else if (auto a = dyn_cast<kvplan::AccumulateOp>(inner))
+      if (auto a = dyn_cast<kvplan::AccumulateOp>(inner))
         accumulate(task, a, over, segment, begin, end, first);
       else if (auto c = dyn_cast<kvplan::ContractOp>(inner))
         contract(task, c, begin, end);
@@ -295,6 +337,7 @@ void Kernel::sweepSegment(const Row &own, kvplan::PassOp op, Value segment, Valu
         exponents(task, x, begin, end);
       memo.pop_back();
     }
+    storeNear(task, near, over, begin, end);
   });
 }
 

@@ -245,9 +245,7 @@ def _channels(given):
     raise _wrong("channels", given, "a head size, or several; 0 stands for any")
 
 
-def _options(
-    defines, dtypes, channels, targets, press, optimization, workspace, without, include
-):
+def _options(defines, dtypes, channels, targets, press, optimization, workspace, without, include):
     if optimization not in ("O0", "O2"):
         raise ArgumentError(
             f'`optimization` is "{optimization}"; need "O0" or "O2"', "kvm-parameter"
