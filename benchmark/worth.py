@@ -48,7 +48,7 @@ def measure_row(name, dtype, options):
     seconds, outputs, unsteady = measure.interleaved(
         variants, inputs, options.repetitions, options.seconds
     )
-    wrong = {way: "changes from turn to turn" for way in unsteady}
+    wrong = dict.fromkeys(unsteady, "changes from turn to turn")
     for way, out in outputs.items():
         one = out[: len(out) // row.calls]
         reference = calls[way]
