@@ -74,6 +74,11 @@ TEST(Softmax, StoredTilesGiveTheSameStatisticsAndWeights) {
     }
     ASSERT_EQ(std::memcmp(s.m.data(), stored.m.data(), rows * 4), 0);
     ASSERT_EQ(std::memcmp(s.z.data(), stored.z.data(), rows * 4), 0);
+    std::vector<float> again = x;
+    for (int64_t t = 0; t < tokens; t += tile)
+      kvpc_prim_softmax_exponents(&again[t * rows], std::min(tile, tokens - t), rows, rows,
+                                  &reference[t / tile * rows]);
+    ASSERT_EQ(std::memcmp(again.data(), e.data(), e.size() * 4), 0);
     std::vector<float> weights = x;
     kvpc_prim_softmax_weights(weights.data(), tokens, rows, rows, s.m.data(), s.z.data());
     for (int64_t t = 0; t < tokens; t += tile) {
@@ -148,7 +153,10 @@ TEST(Softmax, StoredTilesTellMaskedFromVerySmall) {
     for (int64_t r = 0; r < rows; ++r)
       x[r] = -kInf, x[rows + r] = -1000, x[2 * rows + r] = 0;
     kvpc_prim_softmax_begin(m.data(), z.data(), rows);
+    std::vector<float> again = x;
     kvpc_prim_softmax_tile_store(x.data(), 3, rows, rows, m.data(), z.data(), reference.data());
+    kvpc_prim_softmax_exponents(again.data(), 3, rows, rows, reference.data());
+    ASSERT_EQ(std::memcmp(again.data(), x.data(), x.size() * 4), 0);
     for (int64_t r = 0; r < rows; ++r) {
       EXPECT_TRUE(sameBits(x[r], -0.0f));
       EXPECT_TRUE(sameBits(x[rows + r], 0.0f));
