@@ -101,15 +101,15 @@ static auto placeOf(const Root &root) {
                     root.leader, root.key.alone);
 }
 
-/// Keys and values that are read to make something.
-llvm::SmallDenseSet<Value, 2> Program::streamsOf(ArrayRef<Value> values) const {
+/// Keys and values that are read to make something, `held` though it may be; other held values are
+/// read as they are.
+llvm::SmallDenseSet<Value, 2> Program::streamsOf(ArrayRef<Value> values, Value held) const {
   llvm::SmallDenseSet<Value, 2> streams;
   llvm::DenseSet<Value> seen;
   std::function<void(Value)> visit = [&](Value v) {
     if (!v || !isa<NamedTensorType>(v.getType()) || !seen.insert(v).second)
       return;
-    if (auto it = rootOf.find(v);
-        it != rootOf.end() && !roots[it->second].again && !llvm::is_contained(values, v))
+    if (auto it = rootOf.find(v); it != rootOf.end() && !roots[it->second].again && v != held)
       return;
     Operation *op = v.getDefiningOp();
     auto input = dyn_cast_or_null<kvp::InputOp>(op);
@@ -126,7 +126,7 @@ llvm::SmallDenseSet<Value, 2> Program::streamsOf(ArrayRef<Value> values) const {
 
 bool Program::weighAgain() {
   bool any = false;
-  for (auto [index, root] : llvm::enumerate(roots)) {
+  for (Root &root : roots) {
     auto takesInPlace = [](Operation *user) { return isa<kvp::SoftmaxOp>(user); };
     if (!root.tileWise || root.again || root.kind != Root::Store || root.inPlace ||
         llvm::any_of(root.value.getUsers(), takesInPlace))
@@ -140,12 +140,11 @@ bool Program::weighAgain() {
         llvm::append_range(pass->second, other.reads());
     if (passes.empty() || (passes.size() == 1 && passes.begin()->first == placeOf(root)))
       continue; // nothing leaves its pass
-    // Where the streams are read anyway they cost nothing more; what its own pass reads, the cache
-    // has.
+    // Streams that are read anyway cost nothing more; what its own pass reads is in the cache.
     double made = flopsToMake(root.value), stored = 4 * kWriteFlops, again = 0;
-    auto streams = streamsOf({root.value});
+    auto streams = streamsOf({root.value}, root.value);
     auto toMake = [&](ArrayRef<Value> others) {
-      auto there = streamsOf(others);
+      auto there = streamsOf(others, {});
       double sum = made;
       for (Value stream : streams)
         if (!there.contains(stream))
@@ -187,9 +186,9 @@ static bool fillsVectors(NamedTensorType type) {
 void Program::chooseShared() {
   if (stored)
     return;
-  llvm::DenseMap<Value, llvm::SmallPtrSet<Operation *, 4>>
-      loops;                       // that would compute it, each anew
-  llvm::DenseSet<Value> elsewhere; // read at other entries
+  // The loops that would compute a value, each anew; whether one reads it at other entries.
+  llvm::DenseMap<Value, llvm::SmallPtrSet<Operation *, 4>> loops;
+  llvm::DenseSet<Value> elsewhere;
   for (Operation &op : llvm::reverse(press.getBody().front())) {
     if (op.getNumResults() != 1 || !tensorOf(op.getResult(0)))
       continue;

@@ -164,7 +164,8 @@ private:
   /// Of one element, computed where it is used; of what it is made of. Held values are read.
   double flopsAt(mlir::Value v);
   double flopsToMake(mlir::Value v);
-  llvm::SmallDenseSet<mlir::Value, 2> streamsOf(llvm::ArrayRef<mlir::Value> values) const;
+  llvm::SmallDenseSet<mlir::Value, 2> streamsOf(llvm::ArrayRef<mlir::Value> values,
+                                                mlir::Value held) const;
   /// Marks scheduled values that cost less to make again than to hold; whether there are any.
   bool weighAgain();
   void forgetSchedule();
