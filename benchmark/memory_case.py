@@ -131,12 +131,13 @@ class Ours:
         rows = Rows({}, 1, given[0].shape[2])
         with attach(self.model, self.press) as hook:
             step = Step(hook, cache, hook.adopt(cache), self.press, rows)
+            step.link.reading = True  # as in a call of the model
             for module in hook.attention:
                 layer = cache.layers[module.layer_idx]
                 layer.update(*(x.clone() for x in given))
                 captured = self._captured(hook.order[module.layer_idx], given[0].shape[2])
                 hook.inputs.compress(step, module, layer, captured)
-            step.link.pending = None
+            step.link.pending, step.link.reading = None, False
             step.link.hold()
         return cache
 
