@@ -69,6 +69,25 @@ def test_crop_reorder_copy(kind):
 
 
 @torch.no_grad()
+def test_crop_of_all_and_more():
+    """As transformers does it, which differs by version; also of one that was reset."""
+    model, plain, cache, ids = make(), DynamicCache(), DynamicCache(), text(50)
+    model(ids[:, :40], past_key_values=plain)
+    with OraclePress("all")(model, prompt_tokens=70):
+        model(ids[:, :40], past_key_values=cache)
+        plain.crop(-60), cache.crop(-60)
+        assert cache.get_seq_length() == plain.get_seq_length()
+        cache.crop(-100)
+    for name in ("Llama", "Gemma3"):
+        model = make(name)
+        with OraclePress("all")(model):
+            cache = model(ids).past_key_values
+        cache.reset()
+        cache.crop(-1)
+        assert torch.equal(model(ids, past_key_values=cache).logits, model(ids).logits)
+
+
+@torch.no_grad()
 def test_tokens_are_positions_of_the_prompt():
     model, press, cache, ids = make(), OraclePress("ragged"), DynamicCache(), text(40, 2)
     mask = torch.ones_like(ids)
