@@ -47,7 +47,7 @@ class Generate:
         if _setting(model, told, "prefill_chunk_size"):
             given = map(told.get, ("inputs", "input_ids", "inputs_embeds", "attention_mask"))
             length = max((x.shape[1] for x in given if x is not None), default=None)
-            chunks = Chunks(hook.prompt_tokens or length)
+            chunks = Chunks(hook.prompt_tokens or length, told.get("past_key_values"))
         outer = hook.generating.get(thread)  # where something within its generate() generates
         hook.generating[thread] = chunks
         try:
@@ -59,13 +59,15 @@ class Generate:
 
 
 class Chunks:
-    """A prompt that generate() feeds in chunks."""
+    """A prompt that generate() feeds in chunks. given: the cache that it is to be in, or None."""
 
-    def __init__(self, length):
-        self.length, self.cache = length, None
+    def __init__(self, length, given):
+        # 4.56 makes one of tuples
+        self.length, self.cache = length, id(given) if hasattr(given, "layers") else None
 
     def are_in(self, cache):
-        """The first call's; others within it, such as of guidance, read prompts of their own."""
+        """The one given, or the first call's; others within it, such as of guidance, read prompts
+        of their own."""
         self.cache = self.cache or id(cache)
         return self.cache == id(cache)
 
