@@ -318,6 +318,21 @@ def test_compiled_decode():
     close(got, oracle_logits(model, press.log, ids, 40)[:, 40:])
 
 
+@torch.no_grad()
+def test_compiled_decode_of_a_loaded_cache(tmp_path):
+    """Its first call as docs/Models.md says; the others as one graph."""
+    torch._dynamo.reset()
+    model, press, ids = make(num_hidden_layers=2), OraclePress("all"), text(45)
+    with press(model):
+        kvpc.save_cache(model(ids[:, :40]).past_key_values, tmp_path / "cache")
+    cache, other = kvpc.load_cache(tmp_path / "cache"), make(num_hidden_layers=2)
+    with attach(other):
+        got = [steps(other, cache, ids[:, 40:41])]
+        compiled = torch.compile(other, dynamic=True, fullgraph=True, backend="eager")
+        got.append(steps(compiled, cache, ids[:, 41:]))
+    close(torch.cat(got, 1), oracle_logits(model, press.log, ids, 40)[:, 40:])
+
+
 def test_generate_with_a_config_of_its_own():
     model, press, ids = make(), OraclePress(), text(40)
     with press(model):
