@@ -183,6 +183,30 @@ def test_chunked_generate(name, kind, chunk, padded):
         close(q, x), close(u, y)
 
 
+@pytest.mark.parametrize("filled", ["compressed", "whole"])
+@torch.no_grad()
+def test_chunked_guidance(filled):
+    """The cache that is given ends where the chunks do, guidance's own where its prompt does."""
+    if not CROP_REMOVES:
+        return  # generate() in chunks into a cache that holds something: from 5.23 on
+    model, ids, negative, out = make(), text(50), text(30, seed=5), []
+    options = {"guidance_scale": 1.5, "negative_prompt_ids": negative}
+    options["negative_prompt_attention_mask"] = torch.ones_like(negative)
+    for chunk in ({}, {"prefill_chunk_size": 7}):
+        press, cache = OraclePress(), DynamicCache(config=model.config)
+        if filled == "whole":
+            model(ids[:, :40], past_key_values=cache)
+        with press(model):
+            if filled == "compressed":
+                model(ids[:, :40], past_key_values=cache)
+            out.append(
+                greedy(model, ids, tokens=25, past_key_values=cache, **options, **chunk).logits
+            )
+        want = [30] if filled == "whole" else [40, 30]
+        assert [row.length for row in press.log[0]] == want
+    close(*(torch.stack(logits) for logits in out))
+
+
 @pytest.mark.parametrize("told", [True, False])
 @torch.no_grad()
 def test_chunked_manual(told):

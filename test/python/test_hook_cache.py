@@ -69,6 +69,25 @@ def test_crop_reorder_copy(kind):
 
 
 @torch.no_grad()
+def test_crop_of_all_and_more():
+    """As transformers does it, which differs by version; also of one that was reset."""
+    model, plain, cache, ids = make(), DynamicCache(), DynamicCache(), text(50)
+    model(ids[:, :40], past_key_values=plain)
+    with OraclePress("all")(model, prompt_tokens=70):
+        model(ids[:, :40], past_key_values=cache)
+        plain.crop(-60), cache.crop(-60)
+        assert cache.get_seq_length() == plain.get_seq_length()
+        cache.crop(-100)
+    for name in ("Llama", "Gemma3"):
+        model = make(name)
+        with OraclePress("all")(model):
+            cache = model(ids).past_key_values
+        cache.reset()
+        cache.crop(-1)
+        assert torch.equal(model(ids, past_key_values=cache).logits, model(ids).logits)
+
+
+@torch.no_grad()
 def test_tokens_are_positions_of_the_prompt():
     model, press, cache, ids = make(), OraclePress("ragged"), DynamicCache(), text(40, 2)
     mask = torch.ones_like(ids)
@@ -297,6 +316,21 @@ def test_compiled_decode():
         got = steps(compiled, cache, ids[:, 40:])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3  # a tail of 0, of 1, of n
     close(got, oracle_logits(model, press.log, ids, 40)[:, 40:])
+
+
+@torch.no_grad()
+def test_compiled_decode_of_a_loaded_cache(tmp_path):
+    """Its first call as docs/Models.md says; the others as one graph."""
+    torch._dynamo.reset()
+    model, press, ids = make(num_hidden_layers=2), OraclePress("all"), text(45)
+    with press(model):
+        kvpc.save_cache(model(ids[:, :40]).past_key_values, tmp_path / "cache")
+    cache, other = kvpc.load_cache(tmp_path / "cache"), make(num_hidden_layers=2)
+    with attach(other):
+        got = [steps(other, cache, ids[:, 40:41])]
+        compiled = torch.compile(other, dynamic=True, fullgraph=True, backend="eager")
+        got.append(steps(compiled, cache, ids[:, 41:]))
+    close(torch.cat(got, 1), oracle_logits(model, press.log, ids, 40)[:, 40:])
 
 
 def test_generate_with_a_config_of_its_own():

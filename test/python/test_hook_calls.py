@@ -1,6 +1,7 @@
 """What else is called beside a prompt and its decoding: the trial at attach, hooks of others, other
 prompts within a call, gradients afterwards; and settings of torch and of the model that it meets."""
 
+import copy
 import gc
 
 import fake_presses
@@ -82,6 +83,30 @@ def test_hooks_for_all_modules_stay_out_of_the_trial():
             assert seen
     finally:
         [handle.remove() for handle in handles]
+
+
+@pytest.mark.parametrize("meta", [False, True])
+@torch.no_grad()
+def test_classes_that_keep_a_register(meta):
+    """Of their subclasses: the trial adds none."""
+    model, seen = make(), []
+
+    class Registering(type):
+        def __init__(cls, *args, **given):
+            super().__init__(*args)
+            seen.append(cls)
+
+    class Mine(type(model.model.layers[0].self_attn), metaclass=Registering if meta else type):
+        def __init_subclass__(cls, *, tag):
+            seen.append(cls)
+
+    before = len(seen)
+    for layer in model.model.layers:
+        layer.self_attn.__class__ = Mine
+    press = Weighing(unrotated=True)
+    with press(model):
+        model(TEXT)
+    assert press.calls == 4 and len(seen) == before
 
 
 class Adapter(torch.nn.Module):
@@ -193,6 +218,41 @@ def test_other_prompts_within_chunked_generate():
             assert not hook.generating
         assert [x for x in sizes if isinstance(x, int)] == [40, 30, 20, 25, 26]
     assert torch.equal(*out)
+
+
+@pytest.mark.parametrize("form", ["keywords", "few", "all"])
+def test_a_generate_of_the_models_own(form):
+    """Gets what it was given, by position or by name."""
+    model, ids = make(), TEXT[:, :40]
+    model.generation_config.eos_token_id = None
+    base, settings = type(model), {"max_new_tokens": 3, "do_sample": False}
+
+    class Keywords(base):  # as of older PEFT
+        def generate(self, **given):
+            return super().generate(**given)
+
+    class Few(base):
+        def generate(self, input_ids, max_new_tokens=4):
+            return super().generate(input_ids, max_new_tokens=max_new_tokens, do_sample=False)
+
+    class All(base):
+        def generate(self, *args, **given):
+            return super().generate(*args, **given)
+
+    model.__class__ = {"keywords": Keywords, "few": Few, "all": All}[form]
+    config = copy.deepcopy(model.generation_config)
+    config.update(**settings, prefill_chunk_size=13)
+    calls = {
+        "keywords": [((), {"inputs": ids} | settings), ((), {"input_ids": ids} | settings)],
+        "few": [((ids,), {}), ((), {"input_ids": ids}), ((ids, 2), {})],
+        "all": [((ids,), settings), ((ids, config), {})],
+    }[form]
+    for args, given in calls:
+        press = Sizes("snapkv", keep=1.0)
+        with press(model):
+            got = model.generate(*args, **given)
+        assert got.shape == model.generate(*args, **given).shape
+        assert [x for x in press.states if isinstance(x, int)] == [40]
 
 
 def test_cache_not_wanted():

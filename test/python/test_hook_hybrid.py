@@ -175,3 +175,48 @@ def test_reset(given):
     assert [GEMMA3[i] for i, x in enumerate(cache.layers) if hasattr(x, "prefix")] == [
         "full_attention"
     ] * 2
+
+
+@pytest.mark.parametrize("when", ["before", "between", "after"])
+@torch.no_grad()
+def test_crop_of_what_records_its_past(when):
+    """From 5.23 on sliding layers can hold what has left the window, from when they are told to; a
+    reset does not end it."""
+    model, press, ids = make("Gemma3", sliding_window=24), OraclePress("all"), text(60)
+    cache = DynamicCache(config=model.config)
+    if not hasattr(cache, "activate_past_recording"):
+        return
+    for _ in range(2):
+        press.log.clear()
+        if when == "before":
+            cache.activate_past_recording()
+        with press(model, prompt_tokens=40):
+            model(ids[:, :20], past_key_values=cache)
+            if when == "between":
+                cache.activate_past_recording()
+            model(ids[:, 20:40], past_key_values=cache)
+        if when == "after":
+            cache.activate_past_recording()
+        steps(model, cache, text(8, seed=5))
+        crop(cache, 8)
+        got = steps(model, cache, ids[:, 40:])
+        close(got, oracle_logits(model, press.log, ids, 40)[:, 40:])
+        cache.reset()
+        when = "never again"
+
+
+@torch.no_grad()
+def test_recorded_past_is_not_saved(tmp_path):
+    """A loaded cache does not record, and holds no more than its window."""
+    model, press, ids = make("Gemma3", sliding_window=16), OraclePress("all"), text(60)
+    with press(model):
+        cache = model(ids[:, :40]).past_key_values
+    if not hasattr(cache, "activate_past_recording"):
+        return
+    cache.activate_past_recording()
+    steps(model, cache, ids[:, 40:50])
+    loaded, want = saved(cache, tmp_path), oracle_logits(model, press.log, ids, 40)[:, 50:]
+    assert loaded.layers[0].keys.shape[2] == 15
+    with attach(model):
+        close(steps(model, loaded, ids[:, 50:]), want)
+    close(steps(model, cache, ids[:, 50:]), want)

@@ -170,7 +170,7 @@ class Layer:
 
     def cut(self, length):
         """Forget the tokens from `length` on; all of them in the tail."""
-        if length < self.length():
+        if length < self.length() and self.keys is not None:
             self.keys, self.values = (
                 x[:, :, : length - self.sealed].clone() for x in (self.keys, self.values)
             )

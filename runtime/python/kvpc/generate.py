@@ -6,6 +6,7 @@ import sys
 import threading
 
 import torch
+from transformers import GenerationMixin
 
 from .errors import HookError, Unsupported
 
@@ -35,23 +36,22 @@ class Generate:
         # A copy of the model has its own stock one: that of a bound method's copy is the copy's.
         return _itself, (self.stock,)
 
-    def __call__(self, inputs=None, generation_config=None, *args, **kwargs):
+    def __call__(self, *args, **kwargs):
         model, hook = self.model, self.hook
         if hook is None:  # kept from within a `with` that has ended
-            return self.stock(inputs, generation_config, *args, **kwargs)
-        names = list(inspect.signature(self.stock).parameters)
-        told = dict(zip(names, (inputs, generation_config, *args))) | kwargs
+            return self.stock(*args, **kwargs)
+        told = dict(zip(_names(self.stock), args)) | kwargs
         if hook.press is not None:
             _refuse_candidates(model, told)
         thread, chunks = threading.get_ident(), None
         if _setting(model, told, "prefill_chunk_size"):
-            told = [inputs, *map(kwargs.get, ("input_ids", "inputs_embeds", "attention_mask"))]
-            length = max((x.shape[1] for x in told if x is not None), default=None)
-            chunks = Chunks(hook.prompt_tokens or length)
+            given = map(told.get, ("inputs", "input_ids", "inputs_embeds", "attention_mask"))
+            length = max((x.shape[1] for x in given if x is not None), default=None)
+            chunks = Chunks(hook.prompt_tokens or length, told.get("past_key_values"))
         outer = hook.generating.get(thread)  # where something within its generate() generates
         hook.generating[thread] = chunks
         try:
-            return self.stock(inputs, generation_config, *args, **kwargs)
+            return self.stock(*args, **kwargs)
         finally:
             hook.generating[thread] = outer
             if outer is None:
@@ -59,19 +59,33 @@ class Generate:
 
 
 class Chunks:
-    """A prompt that generate() feeds in chunks."""
+    """A prompt that generate() feeds in chunks. given: the cache that it is to be in, or None."""
 
-    def __init__(self, length):
-        self.length, self.cache = length, None
+    def __init__(self, length, given):
+        # 4.56 makes one of tuples
+        self.length, self.cache = length, id(given) if hasattr(given, "layers") else None
 
     def are_in(self, cache):
-        """The first call's; others within it, such as of guidance, read prompts of their own."""
+        """The one given, or the first call's; others within it, such as of guidance, read prompts
+        of their own."""
         self.cache = self.cache or id(cache)
         return self.cache == id(cache)
 
 
 def _itself(x):
     return x
+
+
+def _names(generate):
+    """Of its positional arguments; behind `*args`, those of transformers' own."""
+    names = []
+    for name, parameter in inspect.signature(generate).parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            stock = inspect.signature(GenerationMixin.generate).parameters
+            return names + list(stock)[1 + len(names) :]
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            names.append(name)
+    return names
 
 
 def cache_wanted(model):

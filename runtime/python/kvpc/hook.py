@@ -292,6 +292,8 @@ class Hook:
                     )
         link = Link(self, None if cache.get_seq_length() else self.session)
         link.sealed = max((getattr(layer, "sealed", 0) for layer in cache.layers), default=0)
+        # of sliding layers from 5.23 on; those of full attention have no such flag before
+        records = [layer.record_past for layer in cache.layers if hasattr(layer, "record_past")]
         for i, slides in enumerate(self.sliding):
             if i == len(cache.layers):
                 # a lazy DynamicCache(): there the mask alone does the sliding
@@ -305,6 +307,7 @@ class Hook:
                 layer.forget()
             else:
                 old, layer = layer, KVLayer(link)
+                layer.record_past = len(records) > 0 and all(records)
                 if old.get_seq_length():
                     layer.update(old.keys, old.values)
                 cache.layers[i] = layer

@@ -87,7 +87,7 @@ class Linked:
         if CROP_REMOVES and n > 0:
             raise ValueError("crop takes the number of tokens to remove, as a negative number")
         length = n if n > 0 or (n == 0 and not CROP_REMOVES) else self.get_seq_length() + n
-        if length < self.link.sealed:
+        if length < self.link.sealed > 0:
             raise HookError(
                 f"cannot crop to {length} tokens: the first {self.link.sealed} are compressed; "
                 "remedy: keep a copy.deepcopy of the cache from before the compression",
@@ -157,7 +157,7 @@ class KVLayer(Linked, Layer, CacheLayerMixin):
                 "hook-crop",
             )
         gone = self.length() - length
-        self.cut(length)
+        self.cut(length if length >= 0 or not CROP_REMOVES else 0)
         for held in (self.window, self.told):
             for name, x in held.items() if gone > 0 else ():
                 held[name] = x[..., : max(0, x.shape[-2] - gone), :]
@@ -179,7 +179,9 @@ class KVLayer(Linked, Layer, CacheLayerMixin):
             self.batch_select_indices(rows)
 
     def reset(self):
+        recorded = self.record_past
         self.__init__(self.link)
+        self.record_past = recorded
         self.link.sealed = 0
         self.link.let_go()
 
@@ -200,7 +202,8 @@ class Beside(Linked):
 
     def crop(self, n):
         self.left(n)
-        super().crop(n)
+        if self.keys is not None:
+            super().crop(n)
 
     def reset(self):
         super().reset()

@@ -56,10 +56,18 @@ def quiet(module):
     return module
 
 
+class _Quiet(torch.nn.Module):
+    def __init_subclass__(cls):
+        """Not that of `kind`, which may take arguments or keep a register."""
+
+    def __call__(self, *args, **kwargs):
+        return self.forward(*args, **kwargs)
+
+
 @functools.cache
 def _quiet(kind):
-    body = {"__call__": lambda self, *args, **kwargs: self.forward(*args, **kwargs)}
-    return type(kind.__name__, (kind,), body | {"__module__": kind.__module__})
+    body = {"__module__": kind.__module__}
+    return type.__new__(type(kind), kind.__name__, (_Quiet, kind), body)  # nor its metaclass' code
 
 
 def tables(source, *kind):

@@ -100,6 +100,10 @@ def _parts(number, layer):
         if getattr(layer, "sliding_window", None):
             seen = int(layer.cumulative_length)
             said = {"kind": "sliding", "window": layer.sliding_window, "seen": seen}
+            # one that records its past holds more, and a loaded one does not record
+            past = max(0, layer.keys.shape[2] - layer.sliding_window + 1)
+            parts = {"tail_keys": layer.keys[:, :, past:], "tail_values": layer.values[:, :, past:]}
+            return parts, said
         return {"tail_keys": layer.keys, "tail_values": layer.values}, said
     parts = {"keys": prefix.keys, "values": prefix.values, "tokens": prefix.tokens}
     if prefix.offsets is None and prefix.tokens.stride(1) == 0:
